@@ -1,0 +1,211 @@
+"""The contract of a skill: named, ordered signals with shape, unit, frame and limits, at a rate.
+
+A `Signal` is one quantity. An `Interface` is what a skill reads and commands. An `Offer` is what one
+robot in its cell can supply. `Interface.problems(offer)` says, before any weight is loaded, why a skill
+cannot run there; an empty answer means that it can.
+
+Frames: ``W`` workpiece or fixture, ``T`` tool tip (z = approach), ``B`` robot base, ``-`` none.
+Units are SI; a signal of mixed units lists one unit per element, separated by commas, as ``twist`` does:
+``m/s,m/s,m/s,rad/s,rad/s,rad/s`` (the order of ROS ``geometry_msgs/Twist``: linear, then angular).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from neuraverse.errors import ConfigError
+
+SCHEMA = "neuraverse.skill/1"
+FRAMES = frozenset({"W", "T", "B", "-"})
+UNITS = frozenset(
+    {"1", "m", "rad", "m/s", "rad/s", "m/s^2", "rad/s^2", "N", "N*m", "s", "kg", "Hz", "K", "A", "V", "J", "W", "Pa"}
+)
+# A robot within this share of a required figure is taken to meet it: figures in data sheets are rounded.
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """One named quantity.
+
+    Attributes:
+        name: Identifier, unique within its list.
+        shape: Shape of one sample, without the batch axis.
+        unit: One SI unit for all elements, or one per element separated by commas.
+        frame: ``W``, ``T``, ``B`` or ``-``.
+        low: Least value of each element, flattened in C order; empty if unbounded.
+        high: Greatest value of each element; empty if unbounded.
+        description: One line for people.
+
+    Raises:
+        ConfigError: A field is malformed.
+    """
+
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
+
+    name: str
+    shape: tuple[int, ...]
+    unit: str
+    frame: str = "-"
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or len(self.name) > 64:
+            raise ConfigError(f"signal name {self.name!r} is not an identifier of at most 64 characters")
+        if any(n < 1 for n in self.shape) or self.size > 4096:
+            raise ConfigError(f"signal {self.name}: shape {self.shape} must be positive and hold at most 4096 numbers")
+        if self.frame not in FRAMES:
+            raise ConfigError(f"signal {self.name}: frame {self.frame!r} is none of {', '.join(sorted(FRAMES))}")
+        units = self.unit.split(",")
+        unknown = [u for u in units if u not in UNITS]
+        if unknown:
+            raise ConfigError(
+                f"signal {self.name}: unknown unit {unknown[0]!r}", remedy=f"use SI: {', '.join(sorted(UNITS))}"
+            )
+        if len(units) not in (1, self.size):
+            raise ConfigError(f"signal {self.name}: {len(units)} units for {self.size} elements")
+        for limit, values in (("low", self.low), ("high", self.high)):
+            if len(values) not in (0, self.size):
+                raise ConfigError(f"signal {self.name}: {limit} has {len(values)} values for {self.size} elements")
+            if not all(math.isfinite(v) for v in values):
+                raise ConfigError(f"signal {self.name}: {limit} is not finite")
+        if any(lo > hi for lo, hi in zip(self.low, self.high, strict=False)):
+            raise ConfigError(f"signal {self.name}: low is above high")
+
+    @property
+    def size(self) -> int:
+        """Number of elements of one sample."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirements:
+    """What training cannot mend. Zero means "not needed"."""
+
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
+
+    reach_m: float = 0.0
+    linear_speed_m_s: float = 0.0
+    angular_speed_rad_s: float = 0.0
+    wrench_sensor: bool = False
+    grip_stroke_m: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What one robot in its cell can supply.
+
+    Attributes:
+        robot: Name of the robot.
+        max_rate_hz: Fastest control rate it keeps up.
+        reach_m: Largest distance of the tool tip from the base.
+        linear_speed_m_s: Tool speed that it reaches in its working area.
+        angular_speed_rad_s: Tool rotation that it reaches there.
+        wrench_sensor: Whether a 6-axis wrench is measured at the tool.
+        grip_stroke_m: Stroke of the gripper; 0 without one.
+        observation: Signals that the cell measures.
+        action: Signals that the robot accepts.
+    """
+
+    robot: str
+    max_rate_hz: float
+    reach_m: float
+    linear_speed_m_s: float
+    angular_speed_rad_s: float
+    wrench_sensor: bool = False
+    grip_stroke_m: float = 0.0
+    observation: tuple[Signal, ...] = ()
+    action: tuple[Signal, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """Ordered observation and action signals, the control rate, and what is required of a body.
+
+    Raises:
+        ConfigError: The rate is not positive, a list is empty, or a name occurs twice.
+    """
+
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
+
+    observation: tuple[Signal, ...]
+    action: tuple[Signal, ...]
+    rate_hz: float
+    requires: Requirements = dataclasses.field(default_factory=Requirements)
+    schema: str = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ConfigError(f"interface schema {self.schema!r} is not {SCHEMA!r}", remedy="update neuraverse")
+        if not 0.0 < self.rate_hz <= 10_000.0:
+            raise ConfigError(f"interface rate {self.rate_hz} Hz is not between 0 and 10000")
+        for kind, signals in (("observation", self.observation), ("action", self.action)):
+            names = [s.name for s in signals]
+            if not names:
+                raise ConfigError(f"the interface has no {kind} signals")
+            twice = sorted({n for n in names if names.count(n) > 1})
+            if twice:
+                raise ConfigError(f"{kind} signal {twice[0]!r} occurs twice")
+
+    @property
+    def observation_size(self) -> int:
+        """Elements of one flattened observation."""
+        return sum(s.size for s in self.observation)
+
+    @property
+    def action_size(self) -> int:
+        """Elements of one flattened action."""
+        return sum(s.size for s in self.action)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON types, in declaration order."""
+        return dataclasses.asdict(self)
+
+    def digest(self) -> str:
+        """SHA-256 over what two bodies must agree on (descriptions left out), as ``sha256:<hex>``."""
+        plain = self.to_dict()
+        for kind in ("observation", "action"):
+            for signal in plain[kind]:  # type: ignore[attr-defined]
+                signal.pop("description")
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+    def problems(self, offer: Offer) -> list[str]:
+        """Why a robot that offers `offer` cannot run a skill with this interface; empty if it can."""
+        found = _signal_problems("observation", self.observation, offer.observation, offer.robot)
+        found += _signal_problems("action", self.action, offer.action, offer.robot)
+        needs = self.requires
+        for what, need, has, unit in (
+            ("control rate", self.rate_hz, offer.max_rate_hz, "Hz"),
+            ("reach", needs.reach_m, offer.reach_m, "m"),
+            ("tool speed", needs.linear_speed_m_s, offer.linear_speed_m_s, "m/s"),
+            ("tool rotation", needs.angular_speed_rad_s, offer.angular_speed_rad_s, "rad/s"),
+            ("grip stroke", needs.grip_stroke_m, offer.grip_stroke_m, "m"),
+        ):
+            if has < need * (1.0 - _TOLERANCE):
+                found.append(f"{what}: the skill needs {need:g} {unit}, {offer.robot} has {has:g} {unit}")
+        if needs.wrench_sensor and not offer.wrench_sensor:
+            found.append(f"wrench sensor: the skill needs one, {offer.robot} has none")
+        return found
+
+
+def _signal_problems(kind: str, wanted: Iterable[Signal], offered: Iterable[Signal], robot: str) -> list[str]:
+    by_name = {s.name: s for s in offered}
+    found = []
+    for want in wanted:
+        have = by_name.get(want.name)
+        if have is None:
+            found.append(f"{kind} {want.name}: {robot} does not have it")
+            continue
+        for field in ("shape", "unit", "frame"):
+            w, h = getattr(want, field), getattr(have, field)
+            if w != h:
+                found.append(f"{kind} {want.name}: {field} is {w} in the skill and {h} on {robot}")
+    return found
