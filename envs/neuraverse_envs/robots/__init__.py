@@ -1,0 +1,10 @@
+"""Built-in arms: one folder each, with a mesh-free MJCF and a robot.toml, or a robot.toml alone on another's base.
+
+`neuraverse.sim.robot` finds them through `register_robots`; a package of yours can register its own folder alike.
+"""
+
+from pathlib import Path
+
+from neuraverse.sim.robot import register_robots
+
+register_robots(Path(__file__).parent)
