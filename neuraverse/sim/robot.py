@@ -1,9 +1,9 @@
 """An embodiment: the kinematics, limits and servos of one serial arm, as a mesh-free MuJoCo model.
 
-`Robot.load("panda")` gives a built-in arm and `Robot.from_mjcf(path, tool=...)` any other. Either way the result is the
-same small thing: an XML text of bodies, joints, inertials and one site at the mounting flange (z points out of it), and
-the figures that MJCF does not hold. `Robot.spec()` turns it into a MuJoCo spec with position servos whose gains follow
-the arm's own inertia, so that one servo bandwidth means the same on every arm.
+`Robot.load("panda")` gives a built-in arm and `Robot.from_mjcf(path, tool=...)` any other. Either way the
+result is the same small thing: an XML text of bodies, joints, inertials and one site at the mounting flange (z
+points out of it), and the figures that MJCF does not hold. `Robot.spec()` turns it into a MuJoCo spec with
+position servos whose gains follow the arm's own inertia, so that one bandwidth means the same on every arm.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Robot:
         joints: Joint names of the chain, base to flange; hinges or slides, at least six.
         flange: Site at the mounting flange; z points out of it.
         home: Joint positions with the flange z pointing down in front of the base [rad, or m for slides].
-        joint_limits: (low, high) of each joint [rad | m].
-        max_speed: Of each joint [rad/s | m/s].
-        max_torque: Of each joint [N*m | N].
+        position_limits: (low, high) of each joint [rad | m].
+        velocity_limits: Greatest speed of each joint [rad/s | m/s].
+        torque_limits: Greatest torque of each joint [N*m | N].
         reach_m: Largest distance of the flange from the axis of the first joint [m].
         servo_hz: Natural frequency of the joint servos, critically damped [Hz].
         latency_s: From a command to its effect [s].
@@ -65,9 +65,9 @@ class Robot:
     joints: tuple[str, ...]
     flange: str
     home: tuple[float, ...]
-    joint_limits: tuple[tuple[float, float], ...]
-    max_speed: tuple[float, ...]
-    max_torque: tuple[float, ...]
+    position_limits: tuple[tuple[float, float], ...]
+    velocity_limits: tuple[float, ...]
+    torque_limits: tuple[float, ...]
     reach_m: float
     servo_hz: float = 5.0
     latency_s: float = 0.01
@@ -78,7 +78,7 @@ class Robot:
 
     def __post_init__(self) -> None:
         n = len(self.joints)
-        for field in ("home", "joint_limits", "max_speed", "max_torque"):
+        for field in ("home", "position_limits", "velocity_limits", "torque_limits"):
             if len(getattr(self, field)) != n:
                 raise ConfigError(
                     f"robot {self.name}: {field} has {len(getattr(self, field))} values for {n} joints"
@@ -89,7 +89,7 @@ class Robot:
         for field in ("latency_s", "tool_mass_kg"):
             if not (math.isfinite(getattr(self, field)) and getattr(self, field) >= 0.0):
                 raise ConfigError(f"robot {self.name}: {field} = {getattr(self, field)} is negative")
-        for joint, q, (low, high) in zip(self.joints, self.home, self.joint_limits, strict=True):
+        for joint, q, (low, high) in zip(self.joints, self.home, self.position_limits, strict=True):
             if not low <= q <= high:
                 raise ConfigError(f"robot {self.name}: home of {joint} is {q:g}, outside {low:g} to {high:g}")
 
@@ -119,7 +119,7 @@ class Robot:
         *,
         tool: str | None,
         name: str | None = None,
-        max_speed: float = 2.0,
+        velocity_limit: float = 2.0,
         servo_hz: float = 5.0,
         latency_s: float = 0.01,
         tool_mass_kg: float = 1.0,
@@ -127,14 +127,15 @@ class Robot:
     ) -> Robot:
         """Any serial arm of six or more joints from its MJCF.
 
-        Meshes, contacts, foreign actuators and whatever hangs off the chain are dropped; their mass stays, lumped into
-        the link that carries them. The servos are tuned and a home posture is found anew, the same at every call.
+        Meshes, contacts, foreign actuators and whatever hangs off the chain are dropped; their mass stays,
+        lumped into the link that carries them. The servos are tuned and a home posture is found anew, the
+        same at every call.
 
         Args:
             path: The MJCF file. Meshes that it names may be missing if its bodies state their inertia.
             tool: Body or site that carries the tool; its z axis becomes the flange's, pointing out.
             name: Name of the robot; the file's stem by default.
-            max_speed: Of every joint, which MJCF does not tell [rad/s | m/s].
+            velocity_limit: Of every joint, which MJCF does not tell [rad/s | m/s].
             servo_hz: See `Robot`.
             latency_s: See `Robot`.
             tool_mass_kg: See `Robot`.
@@ -150,7 +151,7 @@ class Robot:
             Path(path),
             tool=tool,
             name=name,
-            max_speed=max_speed,
+            velocity_limit=velocity_limit,
             servo_hz=servo_hz,
             latency_s=latency_s,
             tool_mass_kg=tool_mass_kg,
@@ -189,8 +190,8 @@ class Robot:
     def spec(self) -> mujoco.MjSpec:
         """A fresh spec of the arm with one position servo per joint, named as the joint.
 
-        Gravity is compensated, nothing collides, and the step is 5 ms with the implicitfast integrator. Tools and scenes
-        are added to it: the flange is ``spec.site(robot.flange)``, its body ``spec.site(robot.flange).parent``.
+        Gravity is compensated, nothing collides, and the step is 5 ms with the implicitfast integrator. Tools
+        and scenes are added to it: ``spec.site(robot.flange)`` is the flange, ``.parent`` of it the last link.
         """
         spec = _parse(self.mjcf, self.name)
         spec.modelname = self.name
@@ -204,16 +205,16 @@ class Robot:
                 target=joint,
                 trntype=mujoco.mjtTrn.mjTRN_JOINT,
                 ctrllimited=True,
-                ctrlrange=self.joint_limits[i],
+                ctrlrange=self.position_limits[i],
                 forcelimited=True,
-                forcerange=(-self.max_torque[i], self.max_torque[i]),
+                forcerange=(-self.torque_limits[i], self.torque_limits[i]),
             )
             servo.set_to_position(kp=kp[i], kv=kv[i])
         return spec
 
     @functools.cached_property
     def tool_speed(self) -> tuple[float, float]:
-        """Speed of the flange in the worst direction at home, within the joint speeds [m/s], and its rotation [rad/s]."""
+        """Speed [m/s] and rotation [rad/s] that the flange reaches at home in every direction."""
         model, data = _compiled(_parse(self.mjcf, self.name), self)
         J = np.zeros((6, model.nv))
         mujoco.mj_jacSite(model, data, J[:3], J[3:], model.site(self.flange).id)
@@ -223,7 +224,7 @@ class Robot:
         speeds = []
         for part in (inverse[:, :3], inverse[:, 3:]):
             used = np.abs(directions @ part.T) / np.array(
-                self.max_speed
+                self.velocity_limits
             )  # share of each joint's speed per unit of tool's
             speeds.append(float(1.0 / used.max(axis=1).max()))
         return speeds[0], speeds[1]
@@ -267,7 +268,7 @@ def servo_gains(inertia_diag: Any, servo_hz: Any) -> tuple[Any, Any]:
 
 
 def register_robots(folder: Path) -> None:
-    """Make every robot under `folder` known to `Robot.load`: each subfolder with a robot.toml, by the subfolder's name.
+    """Make robots known to `Robot.load`: each subfolder of `folder` with a robot.toml, by the subfolder's name.
 
     Raises:
         ConfigError: A name is taken by a robot of another folder.
@@ -295,7 +296,7 @@ class _File(BaseModel):
     mjcf: str | None = None
     flange: str | None = None
     home: tuple[float, ...] | None = None
-    max_speed: tuple[float, ...] | None = None
+    velocity_limits: tuple[float, ...] | None = None
     reach_m: float | None = Field(default=None, gt=0.0)
     servo_hz: float | None = Field(default=None, gt=0.0, le=50.0)
     latency_s: float | None = Field(default=None, ge=0.0, le=2.0)
@@ -317,7 +318,9 @@ def _load(path: Path) -> Robot:
         if file.mjcf is not None:
             raise ConfigError(f"{path}: base and mjcf exclude each other")
         return Robot.load(file.base).replace(name=name, **given)
-    missing = [f for f in ("mjcf", "flange", "home", "max_speed", "reach_m") if getattr(file, f) is None]
+    missing = [
+        f for f in ("mjcf", "flange", "home", "velocity_limits", "reach_m") if getattr(file, f) is None
+    ]
     if missing:
         raise ConfigError(f"{path}: {missing[0]} is missing")
     try:
@@ -329,8 +332,8 @@ def _load(path: Path) -> Robot:
         name=name,
         mjcf=text,
         joints=tuple(model.joint(i).name for i in range(model.njnt)),
-        joint_limits=tuple((float(low), float(high)) for low, high in model.jnt_range),
-        max_torque=tuple(float(high) for high in model.jnt_actfrcrange[:, 1]),
+        position_limits=tuple((float(low), float(high)) for low, high in model.jnt_range),
+        torque_limits=tuple(float(high) for high in model.jnt_actfrcrange[:, 1]),
         **given,
     )
 

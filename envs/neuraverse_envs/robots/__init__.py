@@ -1,6 +1,6 @@
-"""Built-in arms: one folder each, with a mesh-free MJCF and a robot.toml, or a robot.toml alone on another's base.
+"""Built-in arms: one folder each, with a mesh-free MJCF and a robot.toml, or a robot.toml on another's base.
 
-`neuraverse.sim.robot` finds them through `register_robots`; a package of yours can register its own folder alike.
+`neuraverse.sim.robot` finds them through `register_robots`; your package can register its own folder alike.
 """
 
 from pathlib import Path
