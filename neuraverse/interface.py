@@ -23,7 +23,26 @@ from neuraverse.errors import ConfigError
 SCHEMA = "neuraverse.skill/1"
 FRAMES = frozenset({"W", "T", "B", "-"})
 UNITS = frozenset(
-    {"1", "m", "rad", "m/s", "rad/s", "m/s^2", "rad/s^2", "N", "N*m", "s", "kg", "Hz", "K", "A", "V", "J", "W", "Pa"}
+    {
+        "1",
+        "m",
+        "rad",
+        "m/s",
+        "rad/s",
+        "m/s^2",
+        "rad/s^2",
+        "N",
+        "N*m",
+        "s",
+        "kg",
+        "Hz",
+        "K",
+        "A",
+        "V",
+        "J",
+        "W",
+        "Pa",
+    }
 )
 # A robot within this share of a required figure is taken to meet it: figures in data sheets are rounded.
 _TOLERANCE = 1e-6
@@ -60,20 +79,27 @@ class Signal:
         if not self.name.isidentifier() or len(self.name) > 64:
             raise ConfigError(f"signal name {self.name!r} is not an identifier of at most 64 characters")
         if any(n < 1 for n in self.shape) or self.size > 4096:
-            raise ConfigError(f"signal {self.name}: shape {self.shape} must be positive and hold at most 4096 numbers")
+            raise ConfigError(
+                f"signal {self.name}: shape {self.shape} must be positive and hold at most 4096 numbers"
+            )
         if self.frame not in FRAMES:
-            raise ConfigError(f"signal {self.name}: frame {self.frame!r} is none of {', '.join(sorted(FRAMES))}")
+            raise ConfigError(
+                f"signal {self.name}: frame {self.frame!r} is none of {', '.join(sorted(FRAMES))}"
+            )
         units = self.unit.split(",")
         unknown = [u for u in units if u not in UNITS]
         if unknown:
             raise ConfigError(
-                f"signal {self.name}: unknown unit {unknown[0]!r}", remedy=f"use SI: {', '.join(sorted(UNITS))}"
+                f"signal {self.name}: unknown unit {unknown[0]!r}",
+                remedy=f"use SI: {', '.join(sorted(UNITS))}",
             )
         if len(units) not in (1, self.size):
             raise ConfigError(f"signal {self.name}: {len(units)} units for {self.size} elements")
         for limit, values in (("low", self.low), ("high", self.high)):
             if len(values) not in (0, self.size):
-                raise ConfigError(f"signal {self.name}: {limit} has {len(values)} values for {self.size} elements")
+                raise ConfigError(
+                    f"signal {self.name}: {limit} has {len(values)} values for {self.size} elements"
+                )
             if not all(math.isfinite(v) for v in values):
                 raise ConfigError(f"signal {self.name}: {limit} is not finite")
         if any(lo > hi for lo, hi in zip(self.low, self.high, strict=False)):
@@ -143,7 +169,9 @@ class Interface:
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
-            raise ConfigError(f"interface schema {self.schema!r} is not {SCHEMA!r}", remedy="update neuraverse")
+            raise ConfigError(
+                f"interface schema {self.schema!r} is not {SCHEMA!r}", remedy="update neuraverse"
+            )
         if not 0.0 < self.rate_hz <= 10_000.0:
             raise ConfigError(f"interface rate {self.rate_hz} Hz is not between 0 and 10000")
         for kind, signals in (("observation", self.observation), ("action", self.action)):

@@ -1,0 +1,169 @@
+"""Reading policy.onnx without trust, before onnxruntime sees it, and without the onnx package.
+
+A policy is arithmetic on its inputs and its own constants. This reader accepts only that: standard
+operators without loops, branches, randomness or strings, no foreign operator domains, no data in other
+files, and finite constants.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+from neuraverse.errors import WeightsError
+
+MAX_GRAPH_BYTES = 64 << 20
+MAX_NODES = 1000
+OPERATORS = frozenset(
+    """
+    Abs Acos Add And ArgMax Asin Atan Cast Ceil Celu Clip Concat Constant Cos Cosh Div Elu Equal Erf Exp
+    Flatten Floor Gather Gelu Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity
+    LayerNormalization LeakyRelu Less LessOrEqual Log MatMul Max Mean Min Mish Mod Mul Neg Not Or PRelu
+    Pow Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Round Selu Shape Sigmoid Sign Sin
+    Sinh Slice Softmax Softplus Softsign Split Sqrt Squeeze Sub Sum Tan Tanh Transpose Unsqueeze Where Xor
+    """.split()
+)
+# ONNX TensorProto.DataType -> NumPy type of raw_data, field of typed data
+_TYPES = {
+    1: ("<f4", "float_data"),
+    2: ("u1", "int32_data"),
+    3: ("i1", "int32_data"),
+    6: ("<i4", "int32_data"),
+    7: ("<i8", "int64_data"),
+    9: ("?", "int32_data"),
+    11: ("<f8", "double_data"),
+}
+# The part of onnx.proto that matters here, message -> (field, number, type, repeated); the rest is skipped.
+_SCHEMA = {
+    "Model": [("graph", 7, "Graph", False), ("functions", 25, "bytes", True)],
+    "Graph": [
+        ("node", 1, "Node", True),
+        ("initializer", 5, "Tensor", True),
+        ("sparse_initializer", 15, "bytes", True),
+    ],
+    "Node": [
+        ("op_type", 4, "bytes", False),
+        ("attribute", 5, "Attribute", True),
+        ("domain", 7, "bytes", False),
+    ],
+    "Attribute": [
+        ("name", 1, "bytes", False),
+        ("f", 2, "float", False),
+        ("t", 5, "Tensor", False),
+        ("g", 6, "bytes", False),
+        ("floats", 7, "float", True),
+        ("tensors", 10, "Tensor", True),
+        ("graphs", 11, "bytes", True),
+        ("sparse_tensor", 22, "bytes", False),
+        ("sparse_tensors", 23, "bytes", True),
+    ],
+    "Tensor": [
+        ("dims", 1, "int64", True),
+        ("data_type", 2, "int32", False),
+        ("float_data", 4, "float", True),
+        ("int32_data", 5, "int32", True),
+        ("int64_data", 7, "int64", True),
+        ("name", 8, "bytes", False),
+        ("raw_data", 9, "bytes", False),
+        ("double_data", 10, "double", True),
+        ("external_data", 13, "bytes", True),
+        ("data_location", 14, "int32", False),
+    ],
+}
+
+
+def check_graph(data: bytes, label: str = "policy.onnx") -> None:
+    """Check an ONNX file of a policy.
+
+    Args:
+        data: The file's bytes.
+        label: How messages call it.
+
+    Raises:
+        WeightsError: Too large, malformed, not plain arithmetic, or a constant is not finite.
+    """
+    if len(data) > MAX_GRAPH_BYTES:
+        raise WeightsError(f"{label} has {len(data)} bytes; at most {MAX_GRAPH_BYTES} are allowed")
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = _model_class().FromString(data)
+    except DecodeError as error:
+        raise WeightsError(f"{label} is not an ONNX file") from error
+    graph = model.graph
+    if not graph.node:
+        raise WeightsError(f"{label} is not an ONNX file, or its graph is empty")
+    if model.functions or graph.sparse_initializer:
+        raise WeightsError(f"{label} has functions or sparse constants, which a policy must not have")
+    if len(graph.node) > MAX_NODES:
+        raise WeightsError(f"{label} has {len(graph.node)} nodes; at most {MAX_NODES} are allowed")
+    for node in graph.node:
+        _check_node(node, label)
+    for tensor in graph.initializer:
+        _check_tensor(tensor, label)
+
+
+def _check_node(node: Any, label: str) -> None:
+    operator, domain = _text(node.op_type), _text(node.domain)
+    if domain not in ("", "ai.onnx") or operator not in OPERATORS:
+        full = f"{domain}.{operator}" if domain else operator
+        raise WeightsError(f"{label} uses the operator {full}, which is not allowed in a policy")
+    for attribute in node.attribute:
+        if (
+            attribute.HasField("g")
+            or attribute.graphs
+            or attribute.HasField("sparse_tensor")
+            or attribute.sparse_tensors
+        ):
+            raise WeightsError(f"{label}: operator {operator} holds a graph or a sparse constant")
+        if not all(map(math.isfinite, (attribute.f, *attribute.floats))):
+            raise WeightsError(f"{label}: attribute {_text(attribute.name)} of {operator} is not finite")
+        for tensor in (attribute.t, *attribute.tensors) if attribute.HasField("t") else attribute.tensors:
+            _check_tensor(tensor, label)
+
+
+def _check_tensor(tensor: Any, label: str) -> None:
+    import numpy as np
+
+    where = f"{label}: constant {_text(tensor.name) or '(unnamed)'}"
+    if tensor.external_data or tensor.data_location:
+        raise WeightsError(f"{where} lies in another file")
+    if tensor.data_type not in _TYPES:
+        raise WeightsError(f"{where} is of type {tensor.data_type}, which is not allowed in a policy")
+    if any(n < 0 for n in tensor.dims):
+        raise WeightsError(f"{where} has a negative dimension")
+    dtype, field = _TYPES[tensor.data_type]
+    raw, typed = tensor.raw_data, getattr(tensor, field)
+    if raw and typed:
+        raise WeightsError(f"{where} is given twice")
+    itemsize = np.dtype(dtype).itemsize
+    if (len(raw) or len(typed) * itemsize) != math.prod(tensor.dims) * itemsize:
+        raise WeightsError(f"{where} does not fill its shape {list(tensor.dims)}")
+    values = np.frombuffer(raw, dtype) if raw else np.asarray(typed)
+    if not np.isfinite(values).all():
+        raise WeightsError(f"{where} holds NaN or infinity")
+
+
+def _text(value: bytes) -> str:
+    return value[:100].decode(errors="replace")
+
+
+@functools.cache
+def _model_class() -> Any:
+    """A protobuf message class for `_SCHEMA`, in a pool of its own."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kinds = {"float": 2, "double": 1, "int64": 3, "int32": 5, "bytes": 12}  # FieldDescriptorProto.Type
+    file = descriptor_pb2.FileDescriptorProto(name="policy.proto", package="policy", syntax="proto2")
+    for message, fields in _SCHEMA.items():
+        descriptor = file.message_type.add(name=message)
+        for name, number, kind, repeated in fields:
+            field = descriptor.field.add(name=name, number=number, label=3 if repeated else 1)
+            if kind in kinds:
+                field.type = kinds[kind]
+            else:
+                field.type, field.type_name = 11, f".policy.{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("policy.Model"))

@@ -1,0 +1,143 @@
+"""Files that are whole or absent: atomic writes, bounded reads, and disk errors as `StorageError`.
+
+Everything is written to a temporary name in the same folder, flushed to the disk, and renamed. A crash, a
+full disk or Ctrl-C at any instant leaves either the old state or the new one. What reads refuses anything
+but a regular file below a size limit, without following a symbolic link and without waiting on a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from neuraverse.errors import IntegrityError, StorageError, UsageError
+
+_REMEDY = {
+    errno.ENOSPC: "free some space and try again",
+    errno.EDQUOT: "free some space in your quota and try again",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EACCES: "you have no permission there; choose another folder or change its owner",
+    errno.EPERM: "you have no permission there; choose another folder or change its owner",
+    errno.ENOENT: "check the path",
+    errno.EMFILE: "too many open files; raise the limit with ulimit -n",
+}
+
+
+@contextlib.contextmanager
+def disk_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn every `OSError` of the block into a `StorageError`.
+
+    Args:
+        action: What is tried, such as ``"write"``.
+        path: The file or folder it is tried on.
+
+    Raises:
+        StorageError: The operating system refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        remedy = _REMEDY.get(error.errno or 0, "check the disk")
+        raise StorageError(f"cannot {action} {path}: {reason}", remedy=remedy) from error
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+        IntegrityError: It is missing, larger, or something else than a regular file.
+        StorageError: The disk failed.
+    """
+    with disk_errors("read", path):
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise IntegrityError(f"{path.name} is missing in {path.parent}") from None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise IntegrityError(f"{path} is a symbolic link, not a file") from None
+            raise
+        with open(handle, "rb") as file:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise IntegrityError(f"{path} is not a regular file")
+            if status.st_size > limit:
+                raise IntegrityError(f"{path} has {status.st_size} bytes; at most {limit} are allowed")
+            data = file.read(limit + 1)
+    if len(data) > limit:
+        raise IntegrityError(f"{path} grew beyond {limit} bytes while it was read")
+    return data
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file, whole or not at all; an existing one is replaced.
+
+    Raises:
+        StorageError: The disk is full, read-only or gone. The old file, if any, is still there.
+    """
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    with disk_errors("write", path):
+        try:
+            _write_new(temporary, data, mode)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears at `path`, whole, when the block ends without an error.
+
+    Yields:
+        A temporary folder beside `path`, on the same file system, to be filled with plain files.
+
+    Raises:
+        UsageError: Something exists at `path` already.
+        StorageError: The disk is full, read-only or gone. Nothing was left at `path`.
+    """
+    if os.path.lexists(path):
+        raise UsageError(f"{path} exists already", remedy="choose another folder or remove it")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    try:
+        with disk_errors("write", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+        yield temporary
+        with disk_errors("write", path):
+            for file in temporary.iterdir():
+                _sync(file)
+            sync_folder(temporary)
+            os.rename(temporary, path)
+            sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames within a folder durable."""
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with open(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,163 @@
+"""Reading model.safetensors without trust: every byte is accounted for before a number is used.
+
+The format is eight bytes of header length, a JSON header that names each tensor with its type, shape and
+place, and the numbers. A header may lie, so this reader bounds it before reading it, and refuses overlaps,
+gaps, keys given twice, sizes that do not multiply out, unknown types, NaN and infinity.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from neuraverse.errors import WeightsError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MAX_HEADER_BYTES = 1 << 20  # some ten thousand tensors; keeps the parsed header below 50 MB of memory
+_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+_TYPES = _FLOATS | _INTEGERS
+_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_CHUNK = 1 << 20
+
+
+class _Entry(NamedTuple):
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def check_tensors(data: bytes, label: str = "model.safetensors") -> dict[str, tuple[int, ...]]:
+    """Check a safetensors file down to its last number.
+
+    Args:
+        data: The file's bytes.
+        label: How messages call it.
+
+    Returns:
+        The shape of each tensor by name.
+
+    Raises:
+        WeightsError: Malformed, of an unknown type, or not finite; the message names the tensor.
+    """
+    entries, base = _parse(data, label)
+    for entry in entries:
+        if entry.dtype in _FLOATS and not _finite(data, base, entry):
+            raise WeightsError(f"{label}: tensor {entry.name!r} holds NaN or infinity")
+    return {entry.name: entry.shape for entry in entries}
+
+
+def read_tensors(data: bytes, label: str = "model.safetensors") -> dict[str, NDArray[Any]]:
+    """The tensors of a checked safetensors file; bfloat16 is widened to float32.
+
+    Raises:
+        WeightsError: As `check_tensors`.
+    """
+    import numpy as np
+
+    check_tensors(data, label)
+    entries, base = _parse(data, label)
+    found = {}
+    for entry in entries:
+        count = (entry.end - entry.start) // _SIZES[entry.dtype]
+        flat = np.frombuffer(data, _TYPES[entry.dtype], count, base + entry.start)
+        if entry.dtype == "BF16":
+            flat = (flat.astype("<u4") << 16).view("<f4")
+        found[entry.name] = flat.reshape(entry.shape).copy()
+    return found
+
+
+def _parse(data: bytes, label: str) -> tuple[list[_Entry], int]:
+    """Entries in the order of their bytes, and where those bytes begin."""
+    if data[:4] == b"PK\x03\x04" or (
+        data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05" and data[7:8] != b"\0"
+    ):
+        raise WeightsError(
+            f"{label} is a pickle or torch.save file, which can run code when it is loaded",
+            remedy="export the weights with safetensors",
+        )
+    if len(data) < 8:
+        raise WeightsError(f"{label} has {len(data)} bytes, too few for a safetensors file")
+    length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise WeightsError(
+            f"{label}: the header claims {length} bytes; at most {MAX_HEADER_BYTES} are allowed"
+        )
+    base = 8 + length
+    if base > len(data):
+        raise WeightsError(f"{label}: the header claims {length} bytes and the file has {len(data)}")
+    try:
+        header = json.loads(data[8:base].decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{label}: the header is not valid JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise WeightsError(f"{label}: the header is not a JSON object")
+    notes = header.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
+        raise WeightsError(f"{label}: __metadata__ must map text to text")
+    entries = sorted(
+        (_entry(name, value, label) for name, value in header.items()), key=lambda e: (e.start, e.end)
+    )
+    if not entries:
+        raise WeightsError(f"{label} holds no tensor")
+    at = 0
+    for entry in entries:
+        if entry.start != at:
+            what = "overlaps the one before it" if entry.start < at else "leaves a gap before it"
+            raise WeightsError(f"{label}: tensor {entry.name!r} {what}")
+        at = entry.end
+    if base + at != len(data):
+        raise WeightsError(f"{label}: the tensors end at byte {base + at} and the file at {len(data)}")
+    return entries, base
+
+
+def _entry(name: str, value: object, label: str) -> _Entry:
+    where = f"{label}: tensor {name[:100]!r}"
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise WeightsError(f"{where} must have exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _TYPES:
+        raise WeightsError(f"{where}: type {str(dtype)[:20]!r} is none of {', '.join(_TYPES)}")
+    if not _naturals(shape) or len(shape) > 8:
+        raise WeightsError(f"{where}: the shape must be at most eight natural numbers")
+    if not _naturals(offsets) or len(offsets) != 2:
+        raise WeightsError(f"{where}: data_offsets must be two natural numbers")
+    if math.prod(shape) * _SIZES[dtype] != offsets[1] - offsets[0]:
+        raise WeightsError(
+            f"{where}: {dtype} of shape {shape} does not fill bytes {offsets[0]} to {offsets[1]}"
+        )
+    return _Entry(name, dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def _naturals(value: object) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**48 for n in value)
+
+
+def _finite(data: bytes, base: int, entry: _Entry) -> bool:
+    import numpy as np
+
+    size = _SIZES[entry.dtype]
+    for start in range(entry.start, entry.end, _CHUNK):
+        count = (min(start + _CHUNK, entry.end) - start) // size
+        part: NDArray[Any] = np.frombuffer(data, _TYPES[entry.dtype], count, base + start)
+        finite = (part & 0x7F80) != 0x7F80 if entry.dtype == "BF16" else np.isfinite(part)
+        if not finite.all():
+            return False
+    return True
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
