@@ -55,9 +55,11 @@ class Physics:
         self.mocap_pos = self._bind("mocap_pos")
         self.mocap_quat = self._bind("mocap_quat")
         self._sensordata = torch.from_numpy(self._batch.bind("sensordata", np.float32)) if model.nsensor else None
-        self._site_pos: Tensor | None = None
+        self._sites: tuple[Tensor, Tensor] | None = None
+        self._load: tuple[Tensor, Tensor] | None = None
         self._model_fields: dict[str, Tensor] = {}
         self._batch.reset()
+        self._initial = self._state[0].clone()
 
     def _bind(self, field: str) -> Tensor:
         return torch.from_numpy(self._batch.bind(field))
@@ -91,19 +93,32 @@ class Physics:
         self._batch.step(nstep=substeps)
 
     def reset(self, ids: Tensor) -> None:
-        """Put simulations `ids` (sorted int64) back to the model's initial state, with pending writes on top."""
-        self._batch.reset(ids.numpy())
+        """Put simulations `ids` back to the model's initial state.
+
+        Write ``qpos``, ``qvel`` or ``mocap_pos`` afterwards, then call `forward`.
+        """
+        self._state[ids] = self._initial
 
     def forward(self, ids: Tensor | None = None) -> None:
         """Bring derived quantities up to the state without advancing time."""
         self._batch.forward(None if ids is None else ids.numpy())
 
-    def site_positions(self) -> Tensor:
-        """World positions of all sites [m], float64 ``(N, nsite, 3)``, a live view."""
-        if self._site_pos is None:
-            self._site_pos = torch.from_numpy(self._batch.bind("site_xpos"))
+    def site_pose(self, name: str) -> tuple[Tensor, Tensor]:
+        """World pose of a site: position [m] ``(N, 3)`` and rotation matrix ``(N, 3, 3)``, live float64 views."""
+        if self._sites is None:
+            pos, mat = self._bind("site_xpos"), self._bind("site_xmat")
+            self._sites = pos, mat.reshape(self.num_envs, -1, 3, 3)
             self.forward()
-        return self._site_pos
+        index = int(self.model.site(name).id)
+        return self._sites[0][:, index], self._sites[1][:, index]
+
+    def static_load(self) -> Tensor:
+        """Generalised force that holds the present posture at rest [N or N·m], float64 ``(N, nv)``."""
+        if self._load is None:
+            self._load = self._bind("qfrc_bias"), self._bind("qfrc_passive")
+            self.forward()
+        bias, passive = self._load
+        return bias - passive
 
     def jacobian(self, body: Tensor, point: Tensor, out: Tensor) -> Tensor:
         """Geometric Jacobian of a point that moves with a body.
