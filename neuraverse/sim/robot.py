@@ -1,9 +1,9 @@
 """An embodiment: the kinematics, limits and servos of one serial arm, as a mesh-free MuJoCo model.
 
-`Robot.load("panda")` gives a built-in arm and `Robot.from_mjcf(path, tool=...)` any other. Either way the
-result is the same small thing: an XML text of bodies, joints, inertials and one site at the mounting flange (z
-points out of it), and the figures that MJCF does not hold. `Robot.spec()` turns it into a MuJoCo spec with
-position servos whose gains follow the arm's own inertia, so that one bandwidth means the same on every arm.
+`Robot.load("panda")` gives a built-in arm and `Robot.from_mjcf(path, tool=...)` any other. Either way it is
+the same small thing: an XML text of bodies, joints, inertials and one site at the mounting flange (z points
+out of it), and the figures that MJCF does not hold. `Robot.spec()` turns it into a MuJoCo spec with position
+servos whose gains follow the arm's own inertia, so that one bandwidth means the same on every arm.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import functools
 import importlib
 import math
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ class Robot:
         *,
         tool: str | None,
         name: str | None = None,
+        home: Sequence[float] | None = None,
         velocity_limit: float = 2.0,
         servo_hz: float = 5.0,
         latency_s: float = 0.01,
@@ -135,6 +137,7 @@ class Robot:
             path: The MJCF file. Meshes that it names may be missing if its bodies state their inertia.
             tool: Body or site that carries the tool; its z axis becomes the flange's, pointing out.
             name: Name of the robot; the file's stem by default.
+            home: Joint positions with the tool pointing down; searched for by default.
             velocity_limit: Of every joint, which MJCF does not tell [rad/s | m/s].
             servo_hz: See `Robot`.
             latency_s: See `Robot`.
@@ -145,12 +148,13 @@ class Robot:
             UnknownNameError: There is no such body or site; lists the near names.
             ModelError: The file is not MJCF, or holds no serial arm of at least six hinges or slides.
         """
-        from neuraverse.sim import mjcf  # here, because it needs Robot
+        from neuraverse.sim.mjcf import import_arm  # here, because it needs Robot
 
-        return mjcf.import_arm(
+        return import_arm(
             Path(path),
             tool=tool,
             name=name,
+            home=home,
             velocity_limit=velocity_limit,
             servo_hz=servo_hz,
             latency_s=latency_s,
@@ -190,8 +194,8 @@ class Robot:
     def spec(self) -> mujoco.MjSpec:
         """A fresh spec of the arm with one position servo per joint, named as the joint.
 
-        Gravity is compensated, nothing collides, and the step is 5 ms with the implicitfast integrator. Tools
-        and scenes are added to it: ``spec.site(robot.flange)`` is the flange, ``.parent`` of it the last link.
+        Gravity is compensated, nothing collides, and the step is 5 ms with the implicitfast integrator.
+        Tools and scenes are added to it: ``spec.site(robot.flange)`` is where the tool goes.
         """
         spec = _parse(self.mjcf, self.name)
         spec.modelname = self.name
@@ -268,7 +272,7 @@ def servo_gains(inertia_diag: Any, servo_hz: Any) -> tuple[Any, Any]:
 
 
 def register_robots(folder: Path) -> None:
-    """Make robots known to `Robot.load`: each subfolder of `folder` with a robot.toml, by the subfolder's name.
+    """Make the robots of a folder known to `Robot.load`: each subfolder with a robot.toml, by its name.
 
     Raises:
         ConfigError: A name is taken by a robot of another folder.
