@@ -1,0 +1,21 @@
+"""Every size and time that the server refuses to go beyond, in one place."""
+
+from __future__ import annotations
+
+from neuraverse.manifest import MAX_MANIFEST_BYTES
+from neuraverse.skill import MAX_SIGNATURE_BYTES
+
+MIB = 1 << 20
+
+MAX_BLOB_BYTES = 512 * MIB
+MAX_KEY_BYTES = 16 << 10
+# A publish carries manifest and signature as JSON text, where quotes and newlines are escaped.
+MAX_JSON_BYTES = 2 * (MAX_MANIFEST_BYTES + MAX_SIGNATURE_BYTES + MAX_KEY_BYTES)
+MAX_QUERY_CHARACTERS = 200
+MAX_PAGE = 100  # skills in one answer
+MAX_EVENTS = 1000  # events in one answer
+MAX_LINEAGE = 1000  # children in one answer
+MAX_WAIT_S = 30.0  # long poll
+HEARTBEAT_S = 15.0  # a quiet event stream says that it is alive this often
+BODY_IDLE_S = 30.0  # a request body that stays silent longer is given up
+GRACE_S = 10.0  # requests in flight may finish for this long after SIGTERM
