@@ -1,7 +1,8 @@
 """A trained policy in onnxruntime: named observations in, named actions out, no torch.
 
-Convention of the graph: one float32 input ``(N, *shape)`` per observation signal and one output per action
-signal, named as the signals are; the normaliser, the clipping and the scaling to SI units are inside it.
+Convention of the graph: one float32 input ``(N, *shape)`` per observation signal, of its name, and one
+float32 output ``(N, *shape)`` per action signal, named ``action.<name>``, because a signal such as ``twist``
+may be both measured and commanded. The normaliser, the clipping and the scaling to SI units are inside.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from neuraverse.errors import ObservationError, WeightsError
 from neuraverse.graph import MAX_GRAPH_BYTES, check_graph
-from neuraverse.interface import Interface, Signal
+from neuraverse.interface import Interface
 from neuraverse.storage import read_regular
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class Policy:
 
         self.interface = interface
         self._run = session.run
-        self._outputs = [signal.name for signal in interface.action]
+        self._names = [signal.name for signal in interface.action]
+        self._outputs = [output_name(name) for name in self._names]
         self._inputs = [(signal.name, signal.shape) for signal in interface.observation]
         self._known = frozenset(signal.name for signal in interface.observation)
         self._limits = [
@@ -59,8 +61,10 @@ class Policy:
         data = source if isinstance(source, bytes) else read_regular(Path(source), MAX_GRAPH_BYTES)
         check_graph(data)
         session = _session(data)
-        _check_ports("input", session.get_inputs(), "observation", interface.observation)
-        _check_ports("output", session.get_outputs(), "action", interface.action)
+        _check_ports("input", session.get_inputs(), {s.name: s.shape for s in interface.observation})
+        _check_ports(
+            "output", session.get_outputs(), {output_name(s.name): s.shape for s in interface.action}
+        )
         return cls(session, interface)
 
     def __call__(self, observation: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
@@ -102,15 +106,14 @@ class Policy:
                 batch, first = rows, name
             elif rows != batch:
                 raise ObservationError(
-                    f"observations {first} and {name} differ in batch size: {batch or 'none'} and {rows or 'none'}"
+                    f"observation {name} has batch size {rows or 'none'} and {first} has {batch or 'none'}"
                 )
             if not np.isfinite(value).all():
                 raise ObservationError(f"observation {name} is not finite: {_first_bad(value)}")
             feeds[name] = value
         answer = {}
-        for name, (low, high), value in zip(
-            self._outputs, self._limits, self._run(self._outputs, feeds), strict=True
-        ):
+        values = self._run(self._outputs, feeds)
+        for name, (low, high), value in zip(self._names, self._limits, values, strict=True):
             if not np.isfinite(value).all():
                 raise WeightsError(
                     f"the policy's action {name} is not finite", remedy="do not use this skill"
@@ -121,6 +124,11 @@ class Policy:
                 value = np.minimum(value, high)
             answer[name] = value if batch else value[0]
         return answer
+
+
+def output_name(action: str) -> str:
+    """Name of the graph's output for an action signal."""
+    return f"action.{action}"
 
 
 def _session(data: bytes) -> Any:
@@ -137,21 +145,20 @@ def _session(data: bytes) -> Any:
         raise WeightsError(f"policy.onnx cannot be loaded: {reason}") from error
 
 
-def _check_ports(kind: str, ports: list[Any], role: str, signals: tuple[Signal, ...]) -> None:
-    by_name = {port.name: port for port in ports}
-    for signal in signals:
-        port = by_name.pop(signal.name, None)
+def _check_ports(kind: str, ports: list[Any], wanted: dict[str, tuple[int, ...]]) -> None:
+    found = {port.name: port for port in ports}
+    for name, shape in wanted.items():
+        port = found.pop(name, None)
         if port is None:
-            raise WeightsError(f"policy.onnx has no {kind} for the {role} {signal.name}")
+            raise WeightsError(f"policy.onnx has no {kind} {name}, which the interface needs")
         if port.type != "tensor(float)":
-            raise WeightsError(f"policy.onnx: {kind} {signal.name} is {port.type}, not tensor(float)")
-        if not port.shape or isinstance(port.shape[0], int) or tuple(port.shape[1:]) != signal.shape:
+            raise WeightsError(f"policy.onnx: {kind} {name} is a {port.type}, not a tensor(float)")
+        if not port.shape or isinstance(port.shape[0], int) or tuple(port.shape[1:]) != shape:
             raise WeightsError(
-                f"policy.onnx: {kind} {signal.name} has shape {port.shape}; "
-                f"the interface needs {['N', *signal.shape]}"
+                f"policy.onnx: {kind} {name} has shape {port.shape}; the interface needs {['N', *shape]}"
             )
-    if by_name:
-        raise WeightsError(f"policy.onnx has the {kind} {min(by_name)}, which is no {role} of the interface")
+    if found:
+        raise WeightsError(f"policy.onnx has the {kind} {min(found)}, which the interface does not name")
 
 
 def _names_differ(known: frozenset[str], observation: Mapping[str, Any]) -> ObservationError:
