@@ -22,7 +22,7 @@ OPERATORS = frozenset(
     LayerNormalization LeakyRelu Less LessOrEqual Log MatMul Max Mean Min Mish Mod Mul Neg Not Or PRelu
     Pow Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Round Selu Shape Sigmoid Sign Sin
     Sinh Slice Softmax Softplus Softsign Split Sqrt Squeeze Sub Sum Tan Tanh Transpose Unsqueeze Where Xor
-    """.split()
+    """.split()  # noqa: SIM905
 )
 # ONNX TensorProto.DataType -> NumPy type of raw_data, field of typed data
 _TYPES = {
@@ -155,7 +155,7 @@ def _model_class() -> Any:
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     kinds = {"float": 2, "double": 1, "int64": 3, "int32": 5, "bytes": 12}  # FieldDescriptorProto.Type
-    file = descriptor_pb2.FileDescriptorProto(name="policy.proto", package="policy", syntax="proto2")
+    file: Any = descriptor_pb2.FileDescriptorProto(name="policy.proto", package="policy", syntax="proto2")
     for message, fields in _SCHEMA.items():
         descriptor = file.message_type.add(name=message)
         for name, number, kind, repeated in fields:

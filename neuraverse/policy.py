@@ -33,8 +33,8 @@ class Policy:
 
         self.interface = interface
         self._run = session.run
-        self._names = [signal.name for signal in interface.action]
-        self._outputs = [output_name(name) for name in self._names]
+        self._commands = [(signal.name, signal.shape) for signal in interface.action]
+        self._outputs = [output_name(signal.name) for signal in interface.action]
         self._inputs = [(signal.name, signal.shape) for signal in interface.observation]
         self._known = frozenset(signal.name for signal in interface.observation)
         self._limits = [
@@ -58,6 +58,8 @@ class Policy:
                 operators, or does not fit the interface.
             IntegrityError: The file is missing or too large.
         """
+        import numpy as np
+
         data = source if isinstance(source, bytes) else read_regular(Path(source), MAX_GRAPH_BYTES)
         check_graph(data)
         session = _session(data)
@@ -65,7 +67,10 @@ class Policy:
         _check_ports(
             "output", session.get_outputs(), {output_name(s.name): s.shape for s in interface.action}
         )
-        return cls(session, interface)
+        policy = cls(session, interface)
+        for rows in (1, 3):
+            policy({s.name: np.zeros((rows, *s.shape), np.float32) for s in interface.observation})
+        return policy
 
     def __call__(self, observation: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
         """The deterministic action.
@@ -80,50 +85,47 @@ class Policy:
 
         Raises:
             ObservationError: A signal is missing, extra, misshapen, or not finite; the message names it.
-            WeightsError: The policy answered with NaN or infinity.
+            WeightsError: The policy answered with NaN, infinity or another shape.
         """
         import numpy as np
 
         if observation.keys() != self._known:
             raise _names_differ(self._known, observation)
-        feeds = {}
-        batch = -1  # not known yet; 0: one sample without a batch axis
+        feeds: dict[str, NDArray[np.float32]] = {}
+        rows: int | None = None
         for name, shape in self._inputs:
-            try:
-                value = np.asarray(observation[name], dtype=np.float32)
-            except (TypeError, ValueError, OverflowError) as error:
-                raise ObservationError(f"observation {name} is no array of numbers: {error}") from error
-            if value.shape == shape:
-                rows, value = 0, value[None]
-            elif value.shape[1:] == shape and value.ndim == len(shape) + 1 and len(value):
-                rows = len(value)
-            else:
+            value = _array(name, observation[name])
+            single = value.shape == shape
+            if not single and (value.shape[1:] != shape or value.ndim != len(shape) + 1 or not len(value)):
                 raise ObservationError(
                     f"observation {name} has shape {value.shape}",
                     remedy=f"it must be {shape} or {('N', *shape)}",
                 )
-            if batch == -1:
-                batch, first = rows, name
-            elif rows != batch:
+            if feeds and rows != (None if single else len(value)):
                 raise ObservationError(
-                    f"observation {name} has batch size {rows or 'none'} and {first} has {batch or 'none'}"
+                    f"observation {name} has shape {value.shape}, which is another batch size than that of "
+                    f"{self._inputs[0][0]}"
                 )
+            rows = None if single else len(value)
             if not np.isfinite(value).all():
                 raise ObservationError(f"observation {name} is not finite: {_first_bad(value)}")
-            feeds[name] = value
-        answer = {}
-        values = self._run(self._outputs, feeds)
-        for name, (low, high), value in zip(self._names, self._limits, values, strict=True):
+            feeds[name] = value[None] if single else value
+        try:
+            values = self._run(self._outputs, feeds)
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise WeightsError(f"policy.onnx cannot be run: {_reason(error)}") from error
+        action = {}
+        for (name, shape), (low, high), value in zip(self._commands, self._limits, values, strict=True):
+            if value.shape != (rows or 1, *shape):
+                raise WeightsError(f"the policy's action {name} has shape {value.shape}, not {('N', *shape)}")
             if not np.isfinite(value).all():
                 raise WeightsError(
                     f"the policy's action {name} is not finite", remedy="do not use this skill"
                 )
-            if low is not None:
-                value = np.maximum(value, low)
-            if high is not None:
-                value = np.minimum(value, high)
-            answer[name] = value if batch else value[0]
-        return answer
+            held = value if low is None else np.maximum(value, low)
+            held = held if high is None else np.minimum(held, high)
+            action[name] = held[0] if rows is None else held
+        return action
 
 
 def output_name(action: str) -> str:
@@ -141,8 +143,11 @@ def _session(data: bytes) -> Any:
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class
-        reason = str(error).strip().partition("\n")[0][:300]
-        raise WeightsError(f"policy.onnx cannot be loaded: {reason}") from error
+        raise WeightsError(f"policy.onnx cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]
 
 
 def _check_ports(kind: str, ports: list[Any], wanted: dict[str, tuple[int, ...]]) -> None:
@@ -169,8 +174,18 @@ def _names_differ(known: frozenset[str], observation: Mapping[str, Any]) -> Obse
     return ObservationError(f"the observation does not fit the interface; {'; '.join(parts)}")
 
 
+def _array(name: str, value: object) -> NDArray[np.float32]:
+    import numpy as np
+
+    try:
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is refused
+            return np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ObservationError(f"observation {name} is no array of numbers: {error}") from error
+
+
 def _first_bad(value: NDArray[np.float32]) -> str:
     import numpy as np
 
-    index = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0][1:])
-    return f"element {index}" if index else "its value"
+    index = [int(i) for i in np.argwhere(~np.isfinite(value))[0]]
+    return f"element {index} is {value[tuple(index)]}" if index else f"it is {value}"

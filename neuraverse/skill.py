@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from neuraverse.errors import IntegrityError, UsageError, WeightsError
-from neuraverse.graph import check_graph
 from neuraverse.interface import Interface
 from neuraverse.manifest import BLOBS, MAX_FILE_BYTES, MAX_MANIFEST_BYTES, FileEntry, SkillManifest, digest_of
 from neuraverse.policy import Policy
@@ -201,7 +200,7 @@ def check_blob(name: str, data: bytes, manifest: SkillManifest) -> None:
     if name == "model.safetensors":
         _check_weights(check_tensors(data), manifest)
     elif name == "policy.onnx":
-        check_graph(data)
+        Policy.load(data, manifest.interface)
     else:
         _check_text(name, data)
 
