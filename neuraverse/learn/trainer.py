@@ -1,0 +1,422 @@
+"""The training loop: roll out, update, validate, checkpoint; a run that was cut goes on to the same numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from neuraverse.errors import ConfigError
+from neuraverse.learn import checkpoint
+from neuraverse.learn.envs import TorchEnv, make_env
+from neuraverse.learn.evaluate import Scored, check_sizes, evaluate
+from neuraverse.learn.policy import ActorCritic
+from neuraverse.learn.ppo import Ppo, Teacher, UpdateStats
+from neuraverse.learn.recipe import VALIDATION_SEED, Recipe
+from neuraverse.learn.rollout import Collector
+from neuraverse.manifest import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands after an iteration. Rates over recent episodes are None before any has ended."""
+
+    iteration: int
+    env_steps: int
+    total_steps: int
+    steps_per_s: float
+    seconds: float
+    seconds_left: float
+    success: float | None
+    ep_return: float | None
+    ep_length: float | None
+    validation: Score | None  # of this iteration, if there was one
+    validation_return: float | None
+    update: UpdateStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run ended with.
+
+    Attributes:
+        policy: The best by validation, or the last where nothing was validated.
+        validation: Its validation, if any.
+        curve: One entry per iteration, plain JSON types.
+        env_steps: Steps learned from, over all environments.
+        validation_steps: Steps spent on validation.
+        wall_s: Seconds, validation included, all sittings of a resumed run together.
+        cpu_s: CPU seconds of this process, likewise.
+        device: What it ran on.
+        seed: The seed of the run.
+        reached: Whether the run ended because validation reached its bar.
+    """
+
+    policy: ActorCritic
+    validation: Scored | None
+    curve: tuple[dict[str, float | None], ...]
+    env_steps: int
+    validation_steps: int
+    wall_s: float
+    cpu_s: float
+    device: str
+    seed: int
+    reached: bool
+
+
+class Trainer:
+    """Improves a policy in a vector environment.
+
+    Args:
+        env: Same-step autoreset; Box spaces.
+        recipe: Hyperparameters; ``env`` and ``ppo.num_envs`` of the recipe are not looked at here.
+        seed: Seeds weights, exploration and environments.
+        device: CUDA if present and not said otherwise.
+        run_dir: Where checkpoints and TensorBoard files go; a run found there is resumed. None keeps nothing.
+        eval_env: Environments for validation; without them the training environments are used if their state
+            can be put back, else there is no validation.
+        callbacks: Called with a `Progress` after each iteration.
+        initial: A policy to start from, such as a parent's; it is copied, normaliser included.
+        teacher: A parent to stay near to while it is better.
+
+    Raises:
+        ConfigError: The environment or the recipe does not suit, or `run_dir` holds another run.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        recipe: Recipe,
+        *,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        run_dir: Path | str | None = None,
+        eval_env: VectorEnv[Any, Any, Any] | None = None,
+        callbacks: Iterable[Callable[[Progress], object]] = (),
+        initial: ActorCritic | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
+        if not 0 <= seed < 2**31:
+            raise ConfigError(f"the seed {seed} is not between 0 and {2**31 - 1}")
+        self.recipe = recipe
+        self.seed = seed
+        self.device = pick_device(device)
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.env = TorchEnv(env, self.device)
+        self.eval_env = eval_env
+        self.callbacks = list(callbacks)
+        self.teacher = teacher
+        settings = recipe.ppo
+        if self.env.num_envs * settings.steps % settings.minibatches:
+            raise ConfigError(
+                f"{self.env.num_envs} environments × {settings.steps} steps do not divide into "
+                f"{settings.minibatches} minibatches",
+                remedy="choose another ppo.minibatches",
+            )
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        if initial is None:
+            self.policy = ActorCritic(
+                self.env.obs_dim,
+                self.env.act_dim,
+                hidden=settings.hidden,
+                activation=settings.activation,
+                init_std=settings.init_std,
+                device=self.device,
+                generator=torch.Generator().manual_seed(seed),
+            )
+        else:
+            check_sizes(initial, self.env)
+            self.policy = ActorCritic.from_tensors(
+                initial.tensors(), activation=initial.activation, device=self.device
+            )
+        self._warm = initial is not None
+        self.ppo = Ppo(self.policy, settings, self.generator)
+        self.collector = Collector(self.env, self.policy, settings, self.generator)
+        self.iteration = 0
+        self.env_steps = 0
+        self.validation_steps = 0
+        self.curve: list[dict[str, float | None]] = []
+        self.best: dict[str, Tensor] | None = None
+        self.best_validation: Scored | None = None
+        self._latest: Scored | None = None
+        self._spent_wall = 0.0
+        self._spent_cpu = 0.0
+        self._started = False
+
+    @classmethod
+    def from_recipe(
+        cls,
+        name_or_path: str | Path | Recipe,
+        overrides: Iterable[str] = (),
+        *,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        run_dir: Path | str | None = None,
+        callbacks: Iterable[Callable[[Progress], object]] = (),
+    ) -> Trainer:
+        """A trainer with the environments that a recipe names; see `Recipe.load` for the errors."""
+        recipe = name_or_path if isinstance(name_or_path, Recipe) else Recipe.load(name_or_path, overrides)
+        env = make_env(recipe.env, recipe.ppo.num_envs)
+        eval_env = make_env(recipe.env, recipe.validation.episodes) if recipe.validation.every else None
+        return cls(
+            env, recipe, seed=seed, device=device, run_dir=run_dir, eval_env=eval_env, callbacks=callbacks
+        )
+
+    def fit(
+        self, total_steps: int | None = None, on_progress: Callable[[Progress], object] | None = None
+    ) -> Result:
+        """Train until the steps are spent or validation reaches ``validation.stop_lower``.
+
+        Args:
+            total_steps: Instead of the recipe's ``ppo.total_steps``; steps of earlier sittings count.
+            on_progress: Called after each iteration, as the trainer's callbacks are; `False` ends the run there.
+
+        Raises:
+            TrainingError: Learning diverged.
+            StorageError: A checkpoint could not be written; the one before is still there.
+        """
+        settings = self.recipe.ppo
+        total = settings.total_steps if total_steps is None else total_steps
+        torch.set_flush_denormal(True)  # denormal activations would slow every product down
+        wall, cpu = time.perf_counter(), time.process_time()
+        self._begin()
+        base_wall, base_cpu, first_step = self._spent_wall, self._spent_cpu, self.env_steps
+        reached = self._reached()
+        while self.env_steps < total and not reached:
+            if not self.collector.ready:
+                self.env_steps += self.collector.fit_normaliser()
+                continue
+            update = self._iterate(total)
+            validated = self._validate_if_due(last=self.env_steps >= total)
+            reached = self._reached()
+            seconds = time.perf_counter() - wall
+            self._spent_wall, self._spent_cpu = base_wall + seconds, base_cpu + time.process_time() - cpu
+            progress = self._progress(update, total, seconds, self.env_steps - first_step, validated)
+            self.curve.append(_curve_entry(progress))
+            told = [callback(progress) for callback in self.callbacks]
+            stop = on_progress is not None and on_progress(progress) is False
+            last = reached or stop or self.env_steps >= total
+            if self.run_dir is not None and (last or self.iteration % settings.checkpoint_every == 0):
+                self.save()
+            if stop or any(answer is False for answer in told):
+                break
+        return self._result(reached)
+
+    def _begin(self) -> None:
+        """Start the episodes, or take up the run found in `run_dir`."""
+        if self._started:
+            return
+        self._started = True
+        found = None if self.run_dir is None else checkpoint.load(self.run_dir)
+        if found is not None:
+            self._restore(*found)
+            return
+        self.collector.reset(_env_seed(self.seed))
+        if self._warm:
+            self.collector.ready = True  # the normaliser is the parent's
+            self._validate()
+
+    def _iterate(self, total: int) -> UpdateStats:
+        fine = self.recipe.fine_tune
+        weight = 0.0
+        if self.teacher is not None and self.env_steps < fine.kl_until * total:
+            weight = fine.kl * self.teacher.gate(self._success())
+        batch = self.collector.collect(self.teacher if weight > 0.0 else None)
+        update = self.ppo.update(
+            batch,
+            critic_only=self._warm and self.iteration < fine.warmup,
+            teacher=self.teacher,
+            teacher_weight=weight,
+        )
+        self.iteration += 1
+        self.env_steps += batch.advantages.shape[0]
+        return update
+
+    def _success(self) -> float | None:
+        """The learner's success: of recent episodes or of the last validation, whichever is better."""
+        known = [self.collector.recent("success")]
+        if self._latest is not None and self._latest.score is not None:
+            known.append(self._latest.score.rate)
+        return max((rate for rate in known if rate is not None), default=None)
+
+    def _validate_if_due(self, *, last: bool) -> Scored | None:
+        every = self.recipe.validation.every
+        return self._validate() if every and (last or self.iteration % every == 0) else None
+
+    def _validate(self) -> Scored | None:
+        """Score the policy on the validation seeds and keep it if it is the best so far."""
+        settings = self.recipe.validation
+        state = self.env.get_state() if self.eval_env is None else None
+        if not settings.every or (self.eval_env is None and state is None):
+            return None
+        scored = evaluate(
+            self.policy,
+            self.env.env if self.eval_env is None else self.eval_env,
+            episodes=settings.episodes,
+            seed_first=settings.seed_first,
+            success_return=self.recipe.bar.success_return,
+        )
+        if state is not None:
+            self.env.set_state(state)
+        self.validation_steps += scored.steps
+        self._latest = scored
+        if self.best_validation is None or scored.rank > self.best_validation.rank:
+            self.best_validation, self.best = scored, self.policy.tensors()
+        return scored
+
+    def _reached(self) -> bool:
+        bar = self.recipe.validation.stop_lower
+        score = None if self.best_validation is None else self.best_validation.score
+        return bar is not None and score is not None and score.lower >= bar
+
+    def _progress(
+        self, update: UpdateStats, total: int, seconds: float, steps: int, scored: Scored | None
+    ) -> Progress:
+        speed = steps / max(seconds, 1e-9)
+        return Progress(
+            iteration=self.iteration,
+            env_steps=self.env_steps,
+            total_steps=total,
+            steps_per_s=speed,
+            seconds=self._spent_wall,
+            seconds_left=max(total - self.env_steps, 0) / speed,
+            success=self.collector.recent("success"),
+            ep_return=self.collector.recent("return"),
+            ep_length=self.collector.recent("length"),
+            validation=None if scored is None else scored.score,
+            validation_return=None if scored is None else scored.mean_return,
+            update=update,
+        )
+
+    def _result(self, reached: bool) -> Result:
+        policy = self.policy.clone()
+        if self.best is not None:
+            policy.load(self.best)
+        return Result(
+            policy=policy,
+            validation=self.best_validation,
+            curve=tuple(self.curve),
+            env_steps=self.env_steps,
+            validation_steps=self.validation_steps,
+            wall_s=self._spent_wall,
+            cpu_s=self._spent_cpu,
+            device=str(self.device),
+            seed=self.seed,
+            reached=reached,
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint into `run_dir`."""
+        if self.run_dir is None:
+            raise ConfigError("the trainer has no run_dir", remedy="pass run_dir=")
+        state = self.env.get_state()
+        tensors = {
+            **checkpoint.under("policy", self.policy.tensors()),
+            **checkpoint.under("optimiser", self.ppo.tensors()),
+            **checkpoint.under("collector", self.collector.tensors()),
+            **checkpoint.under("best", self.best or {}),
+            **checkpoint.under("env", state or {}),
+            "generator": self.generator.get_state(),
+        }
+        note = {
+            "recipe": self._identity(),
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+            "validation_steps": self.validation_steps,
+            "wall_s": self._spent_wall,
+            "cpu_s": self._spent_cpu,
+            "lr": self.ppo.lr,
+            "ready": self.collector.ready,
+            "recent": {name: list(values) for name, values in self.collector.window.items()},
+            "curve": self.curve,
+            "best_validation": _scored_note(self.best_validation),
+            "latest": _scored_note(self._latest),
+        }
+        checkpoint.save(self.run_dir, tensors, note)
+
+    def _restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+        if note["recipe"] != self._identity():
+            raise ConfigError(
+                f"{self.run_dir} holds a run of another recipe, seed or environment",
+                remedy="choose another folder, or remove that one",
+            )
+        self.policy.load(checkpoint.part(tensors, "policy"))
+        self.ppo.load(checkpoint.part(tensors, "optimiser"), note["lr"])
+        self.best = checkpoint.part(tensors, "best") or None
+        self.generator.set_state(tensors["generator"])
+        self.iteration, self.env_steps = note["iteration"], note["env_steps"]
+        self.validation_steps = note["validation_steps"]
+        self._spent_wall, self._spent_cpu = note["wall_s"], note["cpu_s"]
+        self.curve = note["curve"]
+        self.best_validation, self._latest = (_scored(note[key]) for key in ("best_validation", "latest"))
+        state = checkpoint.part(tensors, "env")
+        if state:
+            self.env.set_state(state)
+            self.collector.load(checkpoint.part(tensors, "collector"), note["recent"])
+        else:  # this environment cannot be put back: its episodes start anew, on seeds not used before
+            self.collector.reset(_env_seed(self.seed) + self.iteration)
+            self.collector.recall(note["recent"])
+        self.collector.ready = note["ready"]
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be the same run; how long it lasts is not part of it."""
+        plain = self.recipe.to_dict()
+        plain["ppo"].pop("total_steps")
+        plain["ppo"].pop("checkpoint_every")
+        own = {name: plain[name] for name in ("env", "ppo", "validation", "fine_tune")}
+        return {**own, "seed": self.seed, "num_envs": self.env.num_envs, "warm": self._warm}
+
+
+def pick_device(device: torch.device | str | None = None) -> torch.device:
+    """`device`, or CUDA if present, else the CPU.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"the device {device!r} cannot be used: {reason}", remedy="choose cpu or cuda"
+        ) from error
+    return chosen
+
+
+def _env_seed(seed: int) -> int:
+    """Distinct runs take distinct stretches of the training seeds, all below those of validation."""
+    return seed * 1_000_003 % (VALIDATION_SEED - 1_000_000)
+
+
+def _curve_entry(progress: Progress) -> dict[str, float | None]:
+    return {
+        "env_steps": progress.env_steps,
+        "seconds": round(progress.seconds, 3),
+        "ep_return": progress.ep_return,
+        "ep_length": progress.ep_length,
+        "success": progress.success,
+        "validation": None if progress.validation is None else progress.validation.rate,
+        "validation_lower": None if progress.validation is None else progress.validation.lower,
+        "validation_return": progress.validation_return,
+    }
+
+
+def _scored_note(scored: Scored | None) -> dict[str, Any] | None:
+    return None if scored is None else dataclasses.asdict(scored)
+
+
+def _scored(note: dict[str, Any] | None) -> Scored | None:
+    if note is None:
+        return None
+    score = note["score"]
+    fields = {**note, "score": None if score is None else Score(**score), "returns": tuple(note["returns"])}
+    fields["successes"] = None if note["successes"] is None else tuple(note["successes"])
+    return Scored(**fields)
