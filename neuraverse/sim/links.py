@@ -17,6 +17,8 @@ FLANGE = "flange"
 
 @dataclass(frozen=True, kw_only=True)
 class ArmJoint:
+    """One degree of freedom; `torque` is 0 if nobody says."""
+
     name: str
     kind: str
     pos: Array
@@ -24,7 +26,7 @@ class ArmJoint:
     ref: float
     limits: tuple[float, float]
     armature: float
-    torque: float  # 0 if the file does not say
+    torque: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -202,6 +202,7 @@ class Robot:
         spec.option.timestep = TIMESTEP_S
         spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
         spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT
+        _add_studio(spec)
         kp, kv = self.servo_gains()
         for i, joint in enumerate(self.joints):
             servo = spec.add_actuator(
@@ -347,6 +348,30 @@ def _parse(text: str, name: str) -> mujoco.MjSpec:
         return mujoco.MjSpec.from_string(text)
     except ValueError as error:
         raise ModelError(f"robot {name}: its MJCF cannot be read: {error}") from None
+
+
+def _add_studio(spec: mujoco.MjSpec) -> None:
+    """A sky, a floor and a light, for pictures only."""
+    spec.visual.headlight.ambient = [0.35, 0.35, 0.35]
+    spec.visual.headlight.diffuse = [0.4, 0.4, 0.4]
+    spec.visual.map.znear = 0.01
+    spec.add_texture(
+        name="sky",
+        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
+        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        rgb1=[0.75, 0.83, 0.9],
+        rgb2=[0.96, 0.97, 0.98],
+        width=32,
+        height=192,
+    )
+    spec.worldbody.add_light(pos=[0.6, -0.8, 2.0], dir=[-0.2, 0.35, -1.0], diffuse=[0.5, 0.5, 0.5])
+    spec.worldbody.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_PLANE,
+        size=[1.5, 1.5, 0.1],
+        contype=0,
+        conaffinity=0,
+        rgba=[0.82, 0.84, 0.86, 1.0],
+    )
 
 
 def _compiled(spec: mujoco.MjSpec, robot: Robot) -> tuple[mujoco.MjModel, mujoco.MjData]:
