@@ -51,6 +51,8 @@ class Task(ABC):
         max_steps: Control steps after which an episode is truncated.
         requires: What a body must have, beyond the signals.
         success: What counts as success, in one sentence with units.
+        forward: Whether sensors are brought up to the last substep; a task that reads only ``qpos`` and ``qvel``
+            sets it to False and saves the time.
         physics: The simulations; there from `setup` on.
         random: One random stream per environment; there from `setup` on.
     """
@@ -62,6 +64,7 @@ class Task(ABC):
     max_steps: int
     requires: Requirements = Requirements()
     success: str
+    forward: bool = True
 
     physics: Physics
     random: Randomness
@@ -105,7 +108,7 @@ class Task(ABC):
         model = self.scene()
         model.opt.timestep = 1.0 / (self.rate_hz * self.substeps)
         self.num_envs = num_envs
-        self.physics = Physics(model, num_envs, threads=threads)
+        self.physics = Physics(model, num_envs, threads=threads, forward=self.forward)
         self.random = Randomness(num_envs)
         self._buffers: dict[str, Tensor] = {}
         self.setup()
