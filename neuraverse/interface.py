@@ -15,10 +15,14 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from neuraverse.errors import ConfigError
+
+_Number = TypeVar("_Number", int, float)
 
 SCHEMA = "neuraverse.skill/1"
 FRAMES = frozenset({"W", "T", "B", "-"})
@@ -76,9 +80,10 @@ class Signal:
     description: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier() or len(self.name) > 64:
-            raise ConfigError(f"signal name {self.name!r} is not an identifier of at most 64 characters")
-        if any(n < 1 for n in self.shape) or self.size > 4096:
+        if not (self.name.isascii() and self.name.isidentifier() and len(self.name) <= 64):
+            raise ConfigError(f"signal name {self.name[:99]!r} is not an identifier of at most 64 characters")
+        _settle(self, shape=_each(operator.index, self.shape, f"signal {self.name}: shape"))
+        if len(self.shape) > 8 or any(n < 1 for n in self.shape) or self.size > 4096:
             raise ConfigError(
                 f"signal {self.name}: shape {self.shape} must be positive and hold at most 4096 numbers"
             )
@@ -95,7 +100,15 @@ class Signal:
             )
         if len(units) not in (1, self.size):
             raise ConfigError(f"signal {self.name}: {len(units)} units for {self.size} elements")
-        for limit, values in (("low", self.low), ("high", self.high)):
+        if len(set(units)) == 1:
+            _settle(self, unit=units[0])
+        if not self.description.isprintable() or len(self.description) > 300:
+            raise ConfigError(
+                f"signal {self.name}: the description must be one line of at most 300 characters"
+            )
+        for limit in ("low", "high"):
+            values = _each(float, getattr(self, limit), f"signal {self.name}: {limit}")
+            _settle(self, **{limit: values})
             if len(values) not in (0, self.size):
                 raise ConfigError(
                     f"signal {self.name}: {limit} has {len(values)} values for {self.size} elements"
@@ -113,7 +126,11 @@ class Signal:
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
-    """What training cannot mend. Zero means "not needed"."""
+    """What training cannot mend. Zero means "not needed".
+
+    Raises:
+        ConfigError: A figure is negative or not finite.
+    """
 
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
 
@@ -122,6 +139,13 @@ class Requirements:
     angular_speed_rad_s: float = 0.0
     wrench_sensor: bool = False
     grip_stroke_m: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("reach_m", "linear_speed_m_s", "angular_speed_rad_s", "grip_stroke_m"):
+            (value,) = _each(float, (getattr(self, field),), f"requirement {field}")
+            if not 0.0 <= value < math.inf:
+                raise ConfigError(f"requirement {field} is {value}; it must be finite and not negative")
+            _settle(self, **{field: value})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +196,11 @@ class Interface:
             raise ConfigError(
                 f"interface schema {self.schema!r} is not {SCHEMA!r}", remedy="update neuraverse"
             )
+        _settle(self, rate_hz=_each(float, (self.rate_hz,), "interface rate")[0])
         if not 0.0 < self.rate_hz <= 10_000.0:
             raise ConfigError(f"interface rate {self.rate_hz} Hz is not between 0 and 10000")
         for kind, signals in (("observation", self.observation), ("action", self.action)):
+            _settle(self, **{kind: tuple(signals)})
             names = [s.name for s in signals]
             if not names:
                 raise ConfigError(f"the interface has no {kind} signals")
@@ -217,7 +243,7 @@ class Interface:
             ("tool rotation", needs.angular_speed_rad_s, offer.angular_speed_rad_s, "rad/s"),
             ("grip stroke", needs.grip_stroke_m, offer.grip_stroke_m, "m"),
         ):
-            if has < need * (1.0 - _TOLERANCE):
+            if not has >= need * (1.0 - _TOLERANCE):  # a NaN is no offer
                 found.append(f"{what}: the skill needs {need:g} {unit}, {offer.robot} has {has:g} {unit}")
         if needs.wrench_sensor and not offer.wrench_sensor:
             found.append(f"wrench sensor: the skill needs one, {offer.robot} has none")
@@ -237,3 +263,16 @@ def _signal_problems(kind: str, wanted: Iterable[Signal], offered: Iterable[Sign
             if w != h:
                 found.append(f"{kind} {want.name}: {field} is {w} in the skill and {h} on {robot}")
     return found
+
+
+def _each(kind: Callable[[Any], _Number], values: Iterable[Any], what: str) -> tuple[_Number, ...]:
+    """Plain Python numbers, so that 20, 20.0 and numpy.float32(20) give one digest."""
+    try:
+        return tuple(kind(value) for value in values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{what} is not made of numbers: {error}") from error
+
+
+def _settle(frozen: object, **fields: object) -> None:
+    for field, value in fields.items():
+        object.__setattr__(frozen, field, value)
