@@ -1,8 +1,8 @@
 """The door between learning and environments: any `gymnasium.vector.VectorEnv` as float32 torch tensors.
 
 An environment must reset ended episodes within the step (`AutoresetMode.SAME_STEP`) and hand over the final
-observation, or a time-out could not be told from an end. Arrays may be NumPy or torch; they are not copied where
-type and device allow it, so a tensor from here is valid until the next call.
+observation, or a time-out could not be told from an end. Arrays may be NumPy or torch; they are not copied
+where type and device allow it, so a tensor from here is valid until the next call.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def make_env(settings: EnvSettings, num_envs: int, **kwargs: Any) -> VectorEnv[A
     try:
         return gymnasium.make_vec(name, num_envs=num_envs, **arguments)
     except gymnasium.error.DependencyNotInstalled as error:
-        raise MissingExtraError(error.name or "mujoco", "train", f"the environment {settings.id}") from error
+        raise MissingExtraError("mujoco", "train", f"the environment {settings.id}") from error
     except TypeError as error:
         raise ConfigError(
             f"the environment {settings.id} refuses its arguments: {error}", remedy="look at [env]"

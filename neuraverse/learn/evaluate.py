@@ -157,7 +157,8 @@ def check_sizes(policy: ActorCritic, port: TorchEnv) -> None:
 
 def _successes(reported: dict[str, np.ndarray], returns: np.ndarray, bar: float | None) -> np.ndarray | None:
     if "success" in reported:
-        return reported["success"] == 1.0
+        wins: np.ndarray = reported["success"] == 1.0
+        return wins
     return None if bar is None else returns >= bar
 
 

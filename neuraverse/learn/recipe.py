@@ -18,7 +18,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_type_hints
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
@@ -46,6 +46,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 def _section(cls: type[_T]) -> type[_T]:
     """A frozen dataclass that pydantic reads strictly."""
     cls.__pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}  # type: ignore[attr-defined]
@@ -160,7 +161,7 @@ class Recipe:
 
     @classmethod
     def load(cls, name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-        """Read a recipe by name (``"weld-seam"``), by path, or for a bare Gymnasium id (``"HalfCheetah-v5"``).
+        """Read a recipe by name (``"weld-seam"``), by path, or for a Gymnasium id (``"HalfCheetah-v5"``).
 
         Args:
             name_or_path: A folder in `neuraverse_skills`, a ``.toml`` file or a folder that holds one, or the
@@ -209,8 +210,9 @@ class Recipe:
         rows = self.ppo.num_envs * self.ppo.steps
         if rows % self.ppo.minibatches:
             raise ConfigError(
-                f"{source}: ppo.num_envs × ppo.steps = {rows} does not divide into {self.ppo.minibatches} minibatches",
-                remedy="choose ppo.minibatches among its divisors",
+                f"{source}: ppo.minibatches = {self.ppo.minibatches} does not divide "
+                f"ppo.num_envs × ppo.steps = {rows}",
+                remedy="choose a divisor",
             )
         if not self.ppo.lr_min <= self.ppo.lr <= self.ppo.lr_max:
             raise ConfigError(f"{source}: ppo.lr = {self.ppo.lr:g} is not between ppo.lr_min and ppo.lr_max")
@@ -222,7 +224,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, as stored in a manifest."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+        plain: Any = dataclasses.asdict(self)
+        return json.loads(json.dumps(plain))  # type: ignore[no-any-return]
 
 
 def names() -> dict[str, Path]:
@@ -296,10 +299,10 @@ def _explain(error: ValidationError) -> str:
 
 
 def _fields_at(path: Iterable[int | str]) -> list[str]:
+    sections = {f.name: get_type_hints(Recipe)[f.name] for f in dataclasses.fields(Recipe)}
     cls: Any = Recipe
     for part in path:
-        cls = {"skill": SkillSettings, "env": EnvSettings, "ppo": PpoSettings, "validation": ValidationSettings,
-               "bar": BarSettings, "eval": EvalSettings, "fine_tune": FineTuneSettings}.get(str(part))  # fmt: skip
+        cls = sections.get(str(part))
         if cls is None:
             return []
     return [f.name for f in dataclasses.fields(cls)]

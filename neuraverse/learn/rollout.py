@@ -10,8 +10,9 @@ from torch import Tensor
 
 from neuraverse.errors import TrainingError
 from neuraverse.learn.envs import Step, TorchEnv
+from neuraverse.learn.objective import gae
 from neuraverse.learn.policy import ActorCritic
-from neuraverse.learn.ppo import Batch, Teacher, gae
+from neuraverse.learn.ppo import Batch, Teacher
 from neuraverse.learn.recipe import PpoSettings
 
 _WINDOW = 100  # episodes, or one per environment if those are more
@@ -62,7 +63,7 @@ class Collector:
 
     @torch.no_grad()
     def fit_normaliser(self) -> int:
-        """Act with noise alone and settle the policy's normaliser on what was seen; returns the steps spent."""
+        """Act with noise alone and settle the normaliser on what was seen; returns the steps spent."""
         s = self.settings
         seen = []
         for _ in range(s.normaliser_batches * s.steps):
@@ -112,7 +113,7 @@ class Collector:
                 1
             )
             for (t, cut, _), value in zip(
-                timed_out, at.split([len(cut) for _, cut, _ in timed_out]), strict=True
+                timed_out, torch.split(at, [len(cut) for _, cut, _ in timed_out]), strict=True
             ):
                 final_values[t, cut] = value
         advantages = gae(

@@ -1,4 +1,4 @@
-"""The training loop: roll out, update, validate, checkpoint; a run that was cut goes on to the same numbers."""
+"""The training loop: roll out, update, validate, checkpoint. A cut run goes on to the same numbers."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ class Trainer:
 
         Args:
             total_steps: Instead of the recipe's ``ppo.total_steps``; steps of earlier sittings count.
-            on_progress: Called after each iteration, as the trainer's callbacks are; `False` ends the run there.
+            on_progress: Called after each iteration, as the callbacks are; `False` ends the run there.
 
         Raises:
             TrainingError: Learning diverged.

@@ -1,0 +1,1 @@
+"""Recipes and quality bars, one folder per skill. Never weights, never code."""
