@@ -104,16 +104,16 @@ def version_key(version: str) -> tuple[Any, ...]:
 
 
 def wilson_lower(successes: int, n: int, z: float = 1.959963984540054) -> float:
-    """Lower end of Wilson's 95 % score interval of a success rate; 0 without episodes.
+    """Lower end of Wilson's 95 % score interval of a success rate; 0 without successes.
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
     """
-    if n <= 0:
+    if n <= 0 or successes <= 0:
         return 0.0
     rate = successes / n
     centre = rate + z * z / (2 * n)
     margin = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - margin) / (1 + z * z / n))
+    return (centre - margin) / (1 + z * z / n)
 
 
 @dataclass(frozen=True, kw_only=True)
