@@ -10,11 +10,11 @@ from neuraverse.errors import MissingExtraError
 
 try:
     from neuraverse.registry.app import create_app
-    from neuraverse.registry.server import serve
+    from neuraverse.registry.server import background, serve
 except ModuleNotFoundError as error:
     _missing = (error.name or "").partition(".")[0]
     if _missing in ("", "neuraverse"):
         raise
     raise MissingExtraError(_missing, "registry", "the registry server") from error
 
-__all__ = ["create_app", "serve"]
+__all__ = ["background", "create_app", "serve"]

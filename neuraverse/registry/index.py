@@ -351,14 +351,15 @@ async def _skill(db: AsyncConnection, name: str) -> int:
 async def _find(db: AsyncConnection, name: str, which: str, *, exact: bool = False) -> Row[Any]:
     """The row of a version, an alias, or (unless `exact`) the latest."""
     skill_id = await _skill(db, name)
-    query = select(versions, skills.c.org_id).join(skills).where(versions.c.skill_id == skill_id)
+    both = versions.join(skills)
+    query = select(versions, skills.c.org_id).select_from(both).where(versions.c.skill_id == skill_id)
     row = (await db.execute(query.where(versions.c.version == which))).one_or_none()
     if row is None and not exact:
         if which == LATEST:
             query = query.order_by(*_BY_ORDER).limit(1)
         else:
-            query = query.join(aliases, aliases.c.version_id == versions.c.id).where(aliases.c.alias == which)
-            query = query.where(aliases.c.skill_id == skill_id)
+            named = select(aliases.c.version_id).where(aliases.c.skill_id == skill_id)
+            query = query.where(versions.c.id.in_(named.where(aliases.c.alias == which)))
         row = (await db.execute(query)).one_or_none()
     if row is None:
         raise Problem(

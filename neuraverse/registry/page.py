@@ -37,7 +37,8 @@ def page(skills: Sequence[dict[str, Any]], following: str | None, query: str, ur
 <h1>neuraverse registry</h1>
 <p>Pull a skill with <code>NEURAVERSE_REGISTRY={escape(url)} neuraverse pull NAME</code>. The API is described
 in <a href="/openapi.json">/openapi.json</a>; events arrive on <code>/v1/events/stream</code>.</p>
-<form><input name="q" value="{escape(query)}" maxlength="200" aria-label="search"><button>Search</button></form>
+<form><input name="q" value="{escape(query)}" maxlength="200" aria-label="search">
+<button>Go</button></form>
 {table if skills else nothing}{more}
 </html>
 """

@@ -10,9 +10,9 @@ import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 
@@ -64,6 +64,49 @@ def serve(
                 ready.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def background(data_dir: Path | str, port: int = 0) -> Iterator[str]:
+    """A registry in a thread of this process, on loopback, for notebooks and tests.
+
+    Args:
+        data_dir: Folder of the registry; made if missing.
+        port: Port to listen on; 0 takes a free one.
+
+    Yields:
+        Its URL, once requests are answered.
+
+    Raises:
+        UsageError: The port is in use.
+        StorageError: The folder or its database cannot be used.
+    """
+    folder = Path(data_dir)
+    ready = threading.Event()
+    servers: list[Server] = []
+    failures: list[BaseException] = []
+
+    def run(listener: socket.socket) -> None:
+        try:
+            asyncio.run(_run(folder, listener, ready.set, servers.append))
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            ready.set()
+
+    with _claimed(folder), contextlib.closing(_listen("127.0.0.1", port)) as listener:
+        url = _url("127.0.0.1", listener.getsockname()[1])
+        thread = threading.Thread(target=run, args=(listener,), name="neuraverse-registry", daemon=True)
+        thread.start()
+        ready.wait()
+        try:
+            if failures:
+                raise failures[0]
+            yield url
+        finally:
+            for server in servers:
+                server.should_exit = True
+            thread.join()
+
+
 class Server(uvicorn.Server):
     """uvicorn that says when it is ready, and ends event streams before it waits for connections to close."""
 
@@ -103,18 +146,15 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-async def _run(folder: Path, listener: socket.socket, announce: Callable[[], None]) -> None:
+async def _run(
+    folder: Path,
+    listener: socket.socket,
+    announce: Callable[[], None],
+    started: Callable[[Server], None] = lambda _: None,
+) -> None:
     app = create_app(folder)
     registry = app.state.registry
     await registry.open()
-    try:
-        await make_server(app, announce).serve(sockets=[listener])
-    finally:
-        await registry.close()
-
-
-def make_server(app: Any, announce: Callable[[], None]) -> Server:
-    """A server for an app of `create_app`; it ends when its `should_exit` is set."""
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -123,7 +163,12 @@ def make_server(app: Any, announce: Callable[[], None]) -> Server:
         timeout_graceful_shutdown=int(GRACE_S),
         ws="none",
     )
-    return Server(config, announce, app.state.registry.feed.close)
+    server = Server(config, announce, registry.feed.close)
+    started(server)
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        await registry.close()
 
 
 @contextlib.contextmanager

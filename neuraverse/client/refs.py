@@ -1,0 +1,203 @@
+"""How skills are named, and what a registry says about them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from neuraverse.errors import NetworkError, UsageError
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ref:
+    """Which skill is meant: by name and version, alias or ``latest``; or by digest.
+
+    Attributes:
+        name: ``org/skill``; empty if `digest` says it all.
+        which: Version or alias.
+        digest: ``sha256:<hex>``, or empty.
+    """
+
+    name: str = ""
+    which: str = LATEST
+    digest: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``org/skill``, ``org/skill@1.0.0``, ``org/skill@alias`` or ``sha256:<hex>``.
+
+        Raises:
+            UsageError: It is none of these.
+        """
+        from neuraverse.manifest import DIGEST_PATTERN, NAME_PATTERN
+
+        if re.fullmatch(DIGEST_PATTERN, text):
+            return cls(digest=text)
+        name, at, which = text.partition("@")
+        if not re.fullmatch(NAME_PATTERN, name) or (at and not re.fullmatch("[0-9A-Za-z.-]{1,64}", which)):
+            raise UsageError(
+                f"{text[:200]!r} names no skill",
+                remedy="write org/skill, org/skill@1.0.0, org/skill@alias or sha256:<64 hexadecimal digits>",
+            )
+        return cls(name=name, which=which or LATEST)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it names a version, which never changes, and no alias."""
+        return self.which[:1].isdigit()
+
+    def __str__(self) -> str:
+        return self.digest or f"{self.name}@{self.which}"
+
+
+def is_path(text: str | Path) -> bool:
+    """Whether a reference means a folder on this machine: it looks like a path, or is one with a manifest."""
+    if isinstance(text, Path) or text.startswith((".", "/", "~")):
+        return True
+    return (Path(text) / "manifest.json").is_file()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """One skill, settled: name and version for people, digest for machines."""
+
+    name: str
+    version: str
+    digest: str
+
+    @property
+    def ref(self) -> str:
+        """``org/skill@version``."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A skill as a search lists it, with its latest version and the score that its publisher claims.
+
+    Attributes:
+        rate: Share of successes.
+        lower: Lower end of its 95 % interval.
+        n: Episodes behind it.
+    """
+
+    name: str
+    version: str
+    digest: str
+    title: str
+    description: str
+    robot: str
+    rate: float
+    lower: float
+    n: int
+    created: str
+
+    @classmethod
+    def of(cls, plain: object) -> Self:
+        """Read one entry of a registry's answer.
+
+        Raises:
+            NetworkError: It is malformed.
+        """
+        fields = _fields(plain)
+        return cls(
+            name=_text(fields, "name"),
+            version=_text(fields, "version"),
+            digest=_text(fields, "digest"),
+            title=_text(fields, "title"),
+            description=_text(fields, "description"),
+            robot=_text(fields, "robot"),
+            rate=_number(fields, "rate"),
+            lower=_number(fields, "lower"),
+            n=int(_number(fields, "n")),
+            created=_text(fields, "created"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened in a registry. A hint: what it says is checked when the skill is pulled.
+
+    Attributes:
+        id: Its place in the order, and the cursor behind it.
+        type: ``published``, ``alias``, or ``reset``: the registry is another or a restored one, look anew.
+        name: ``org/skill``.
+        version: The version that was published or that the alias now means.
+        digest: ``sha256:<hex>`` of that version.
+        at: When, by the registry's clock; UTC, ISO 8601.
+        parents: Digests of the parents, if published.
+        interface: Digest of the interface, if published.
+        alias: The alias that moved.
+        previous: The version that it meant before, if any.
+    """
+
+    id: int
+    type: str
+    name: str = ""
+    version: str = ""
+    digest: str = ""
+    at: str = ""
+    parents: tuple[str, ...] = ()
+    interface: str = ""
+    alias: str = ""
+    previous: str = ""
+
+    @classmethod
+    def of(cls, plain: object) -> Self:
+        """Read one event of a registry's answer; fields that are not known are passed over.
+
+        Raises:
+            NetworkError: It is malformed.
+        """
+        fields = _fields(plain)
+        number = fields.get("id")
+        if type(number) is not int or number < 1:
+            raise NetworkError("the registry sent an event without an id")
+        parents = fields.get("parents") or ()
+        if not isinstance(parents, list | tuple) or not all(isinstance(p, str) for p in parents):
+            raise NetworkError(f"the registry sent event {number} with malformed parents")
+        texts = {k: _text(fields, k) for k in ("type", "name", "version", "digest", "at")}
+        optional = {k: fields.get(k) for k in ("interface", "alias", "previous")}
+        extra = {k: v for k, v in optional.items() if isinstance(v, str)}
+        return cls(id=number, parents=tuple(parents), **texts, **extra)
+
+
+def _fields(plain: object) -> Mapping[str, Any]:
+    if not isinstance(plain, dict):
+        raise NetworkError("the registry's answer is malformed: an object was expected")
+    return plain
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise NetworkError(f"the registry's answer is malformed: {name!r} is missing or no text")
+    return value
+
+
+def _number(fields: Mapping[str, Any], name: str) -> float:
+    value = fields.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise NetworkError(f"the registry's answer is malformed: {name!r} is missing or no number")
+    return value
+
+
+def resolved_of(plain: object) -> Resolved:
+    """Read name, version and digest of a registry's answer.
+
+    Raises:
+        NetworkError: It is malformed.
+    """
+    from neuraverse.manifest import DIGEST_PATTERN
+
+    fields = _fields(plain)
+    found = Resolved(**{k: _text(fields, k) for k in ("name", "version", "digest")})
+    if not re.fullmatch(DIGEST_PATTERN, found.digest):
+        raise NetworkError(f"the registry's answer is malformed: {found.digest[:100]!r} is no digest")
+    return found

@@ -1,0 +1,219 @@
+"""HTTP to one registry: bounded answers, and every failure as an error that says what to do.
+
+"The registry could not be asked" is a `NetworkError` and worth a retry; "the registry said no" is a
+`RegistryError` and is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from neuraverse.errors import (
+    ConflictError,
+    NetworkError,
+    NeuraverseError,
+    NotFoundError,
+    RegistryError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    import httpx
+
+DEFAULT_URL = "http://127.0.0.1:8420"
+CONNECT_S = 5.0
+READ_S = 30.0  # silence that ends a request
+ANSWER_S = 60.0  # all of a small answer
+MAX_ANSWER_BYTES = 8 << 20
+_CHUNK_BYTES = 256 << 10
+_RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class Transport:
+    """One registry.
+
+    Args:
+        url: Its address.
+        http: The client to use; one is made if not given.
+        token: Sent as a bearer token.
+
+    Raises:
+        UsageError: The address is no HTTP URL.
+    """
+
+    def __init__(
+        self, url: str | None = None, http: httpx.Client | None = None, token: str | None = None
+    ) -> None:
+        import httpx
+
+        self.url = (url or os.environ.get("NEURAVERSE_REGISTRY") or DEFAULT_URL).rstrip("/")
+        try:
+            parsed = httpx.URL(self.url)
+        except httpx.InvalidURL:
+            parsed = httpx.URL("")
+        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query:
+            raise UsageError(f"{self.url!r} is no address of a registry", remedy=f"write it as {DEFAULT_URL}")
+        timeout = httpx.Timeout(READ_S, connect=CONNECT_S)
+        self._owned = http is None
+        self._http = httpx.Client(timeout=timeout) if http is None else http
+        # Bodies are checked byte by byte, so no encoding may come between.
+        self._headers = {"Accept-Encoding": "identity", "User-Agent": "neuraverse"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    def close(self) -> None:
+        """Close the connections, if they are ours."""
+        if self._owned:
+            self._http.close()
+
+    @contextlib.contextmanager
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        ok: tuple[int, ...] = (200,),
+        read_s: float = READ_S,
+        **request: Any,
+    ) -> Iterator[httpx.Response]:
+        """Send a request and give the response before its body is read.
+
+        Args:
+            method: HTTP method.
+            path: Path below the registry's address.
+            headers: More headers.
+            ok: Statuses to hand back; any other is an error.
+            read_s: Silence that ends the request [s].
+            request: ``params``, ``json`` or ``content`` of httpx.
+
+        Raises:
+            NetworkError: It could not be asked, or something else than a registry answered.
+            RegistryError: It refused.
+        """
+        import httpx
+
+        timeout = httpx.Timeout(max(read_s, READ_S), connect=CONNECT_S, read=read_s)
+        with self._failures(read_s):
+            asked = self._http.stream(
+                method,
+                self.url + path,
+                headers={**self._headers, **(headers or {})},
+                timeout=timeout,
+                follow_redirects=False,
+                **request,
+            )
+            with asked as response:
+                if response.status_code not in ok:
+                    raise self._refusal(response)
+                yield response
+
+    def read(self, response: httpx.Response, limit: int, what: str) -> bytes:
+        """A small body.
+
+        Raises:
+            NetworkError: It is larger than `limit`, or takes too long.
+        """
+        data = bytearray()
+        deadline = time.monotonic() + ANSWER_S
+        for chunk in response.iter_raw(_CHUNK_BYTES):
+            data += chunk
+            if len(data) > limit:
+                raise NetworkError(
+                    f"{self.url} answered with more than {limit} bytes for {what}",
+                    remedy="do not use this registry",
+                )
+            if time.monotonic() > deadline:
+                raise NetworkError(
+                    f"{self.url} took more than {ANSWER_S:g} s to send {what}", remedy="try again"
+                )
+        return bytes(data)
+
+    def json(self, method: str, path: str, *, ok: tuple[int, ...] = (200,), **request: Any) -> dict[str, Any]:
+        """The JSON object that a request is answered with.
+
+        Raises:
+            NetworkError: It could not be asked, or something else than a registry answered.
+            RegistryError: It refused.
+        """
+        with self.stream(method, path, ok=ok, **request) as response:
+            if not _media_type(response).endswith("json"):
+                raise self._stranger(f"it sent {_media_type(response) or 'an untyped body'} for {path}")
+            data = self.read(response, MAX_ANSWER_BYTES, path)
+        try:
+            answer = json.loads(data)
+        except (ValueError, RecursionError):
+            raise self._stranger(f"it sent broken JSON for {path}") from None
+        if not isinstance(answer, dict):
+            raise self._stranger(f"it sent no JSON object for {path}")
+        return answer
+
+    def bytes(self, path: str, limit: int, what: str) -> bytes:
+        """A small file.
+
+        Raises:
+            NetworkError: It could not be asked, or the file is larger than `limit`.
+            RegistryError: It refused.
+        """
+        with self.stream("GET", path) as response:
+            return self.read(response, limit, what)
+
+    def _stranger(self, why: str) -> NetworkError:
+        return NetworkError(
+            f"{self.url} does not answer as a neuraverse registry: {why}",
+            remedy="check the address in --registry or NEURAVERSE_REGISTRY",
+        )
+
+    def _refusal(self, response: httpx.Response) -> NeuraverseError:
+        status = response.status_code
+        problem: Any = None
+        if _media_type(response) == "application/problem+json":
+            with contextlib.suppress(ValueError, RecursionError):
+                problem = json.loads(self.read(response, MAX_ANSWER_BYTES, "a refusal"))
+        if response.request.method == "HEAD" and status == 404:
+            return NotFoundError(f"{self.url} has nothing at {response.request.url.path}")
+        if not isinstance(problem, dict):
+            if status in _RETRY_STATUS:
+                return NetworkError(f"{self.url} answered with status {status}", remedy="try again later")
+            return self._stranger(f"it sent status {status} without saying why")
+        detail, remedy = str(problem.get("detail", ""))[:2000], str(problem.get("remedy", ""))[:2000]
+        if status in _RETRY_STATUS:
+            return NetworkError(f"{self.url}: {detail}", remedy=remedy or "try again later")
+        kind = {404: NotFoundError, 409: ConflictError}.get(status, RegistryError)
+        return kind(detail, remedy=remedy)
+
+    @contextlib.contextmanager
+    def _failures(self, read_s: float) -> Iterator[None]:
+        import httpx
+
+        try:
+            yield
+        except httpx.ConnectTimeout:
+            raise self._down(f"no connection within {CONNECT_S:g} s") from None
+        except (httpx.ConnectError, httpx.ProxyError) as error:
+            raise self._down(str(error) or "connection refused") from error
+        except httpx.TimeoutException as error:
+            raise NetworkError(
+                f"the registry at {self.url} was silent for {read_s:g} s",
+                remedy="it is slow or hangs; try again",
+            ) from error
+        except httpx.RequestError as error:
+            reason = str(error) or type(error).__name__
+            raise NetworkError(
+                f"the connection to the registry at {self.url} broke: {reason}", remedy="try again"
+            ) from error
+
+    def _down(self, reason: str) -> NetworkError:
+        return NetworkError(
+            f"cannot reach a registry at {self.url}: {reason}",
+            remedy="is `neuraverse serve` running there? Else set NEURAVERSE_REGISTRY to its address",
+        )
+
+
+def _media_type(response: httpx.Response) -> str:
+    return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()

@@ -1,0 +1,174 @@
+"""Following the event feed: stream while that works, poll in between, wait out failures, lose nothing.
+
+Each round polls behind the cursor, then streams until the stream ends, then pauses. The cursor only grows, so
+that no event comes twice; the server replays what lies behind it, so that none is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from neuraverse.client.refs import Event
+from neuraverse.client.sse import parse
+from neuraverse.client.transport import Transport
+from neuraverse.errors import NetworkError, RegistryError
+
+if TYPE_CHECKING:
+    import httpx
+
+POLLING_S = 60.0  # where a stream did not get through, this long passes before the next try
+POLL_S = 2.0  # mean pause between polls where streams do not get through
+SILENCE_S = 45.0  # a stream without even a heartbeat for so long is dead
+MAX_PAUSE_S = 30.0
+_FIRST_PAUSE_S = 0.5
+_STOP_CHECK_S = 0.1
+
+Page = tuple[list[Event], int, bool]
+
+
+def watch(
+    transport: Transport,
+    poll: Callable[[int | None, float], Page],
+    after: int,
+    name: str | None,
+    stop: threading.Event | None,
+) -> Iterator[Event]:
+    """Events behind `after`; see `Client.watch`.
+
+    Args:
+        transport: The registry.
+        poll: Gives events behind a cursor, the next cursor, and whether the feed was reset.
+        after: Cursor to begin behind.
+        name: Only events of this skill, and resets.
+        stop: Ends the iteration.
+    """
+    for event in _Watch(transport, poll, after, stop or threading.Event()).run():
+        if name is None or event.name == name or event.type == "reset":
+            yield event
+
+
+class _Watch:
+    def __init__(
+        self,
+        transport: Transport,
+        poll: Callable[[int | None, float], Page],
+        after: int,
+        stop: threading.Event,
+    ) -> None:
+        self._transport = transport
+        self._poll = poll
+        self._cursor = after
+        self._stop = stop
+        self._stream_from = 0.0  # when to try a stream again [s, monotonic]
+        self._failures = 0
+
+    def run(self) -> Iterator[Event]:
+        while not self._stop.is_set():
+            try:
+                yield from self._catch_up()
+                self._failures = 0
+                if time.monotonic() >= self._stream_from:
+                    yield from self._follow()
+            except NetworkError:
+                self._failures += 1
+            self._pause()
+
+    def _pause(self) -> None:
+        if self._failures:
+            longest = min(MAX_PAUSE_S, _FIRST_PAUSE_S * 2.0**self._failures)
+        else:
+            longest = _FIRST_PAUSE_S if time.monotonic() >= self._stream_from else 2.0 * POLL_S
+        self._stop.wait(random.uniform(0.0, longest))
+
+    def _catch_up(self) -> Iterator[Event]:
+        """Polls until there is nothing new."""
+        while not self._stop.is_set():
+            events, cursor, reset = self._poll(self._cursor, 0.0)
+            if reset:
+                yield self._reset(cursor)
+                continue
+            yield from self._new(events)
+            if not events:
+                return
+
+    def _follow(self) -> Iterator[Event]:
+        """Streams until the stream ends; if nothing gets through, polling does for a while."""
+        heard = False
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(self._cursor)}
+        try:
+            with (
+                self._transport.stream(
+                    "GET", "/v1/events/stream", headers=headers, read_s=SILENCE_S
+                ) as response,
+                _cut_on(self._stop, response),
+            ):
+                if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                    self._do_without_stream()
+                    return
+                for message in parse(response.iter_raw()):
+                    heard = True
+                    if self._stop.is_set():
+                        return
+                    if message.type == "reset":
+                        yield self._reset(int(message.id) if message.id.isdecimal() else 0)
+                    elif message.data:
+                        yield from self._new([Event.of(_json(message.data))])
+        except RegistryError:
+            self._do_without_stream()
+        except NetworkError:
+            if heard:
+                raise
+            self._do_without_stream()
+
+    def _do_without_stream(self) -> None:
+        self._stream_from = time.monotonic() + POLLING_S
+
+    def _new(self, events: list[Event]) -> Iterator[Event]:
+        for event in events:
+            if event.id > self._cursor:
+                self._cursor = event.id
+                yield event
+
+    def _reset(self, cursor: int) -> Event:
+        self._cursor = cursor
+        return Event(id=cursor, type="reset")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise NetworkError("the registry sent an event that is no JSON") from None
+
+
+@contextlib.contextmanager
+def _cut_on(stop: threading.Event, response: httpx.Response) -> Iterator[None]:
+    """Shut the response's socket when `stop` is set, so that a blocked read returns."""
+    stream = response.extensions.get("network_stream")
+    connection = stream.get_extra_info("socket") if stream is not None else None
+    if connection is None:
+        yield
+        return
+    done = threading.Event()
+
+    def guard() -> None:
+        while not done.wait(_STOP_CHECK_S):
+            if stop.is_set():
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+                return
+
+    thread = threading.Thread(target=guard, name="neuraverse-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
