@@ -64,13 +64,16 @@ def read_regular(path: Path, limit: int) -> bytes:
             if error.errno == errno.ELOOP:
                 raise IntegrityError(f"{path} is a symbolic link, not a file") from None
             raise
-        with open(handle, "rb") as file:
+        try:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise IntegrityError(f"{path} is not a regular file")
             if status.st_size > limit:
                 raise IntegrityError(f"{path} has {status.st_size} bytes; at most {limit} are allowed")
-            data = file.read(limit + 1)
+            with open(handle, "rb", closefd=False) as file:
+                data = file.read(limit + 1)
+        finally:
+            os.close(handle)
     if len(data) > limit:
         raise IntegrityError(f"{path} grew beyond {limit} bytes while it was read")
     return data

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from neuraverse.errors import WeightsError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 MAX_HEADER_BYTES = 1 << 20  # some ten thousand tensors; keeps the parsed header below 50 MB of memory
@@ -75,9 +74,8 @@ def read_tensors(data: bytes, label: str = "model.safetensors") -> dict[str, NDA
 
 def _parse(data: bytes, label: str) -> tuple[list[_Entry], int]:
     """Entries in the order of their bytes, and where those bytes begin."""
-    if data[:4] == b"PK\x03\x04" or (
-        data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05" and data[7:8] != b"\0"
-    ):
+    pickled = data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and data[8:9] != b"{"
+    if pickled or data[:4] == b"PK\x03\x04":
         raise WeightsError(
             f"{label} is a pickle or torch.save file, which can run code when it is loaded",
             remedy="export the weights with safetensors",
