@@ -52,6 +52,18 @@ def import_arm(
     torques = {joint.name: _torque(spec, joint) for link in chain for joint in link.joints}
     _refuse_loops(spec, chain, path)
     model = _compile(spec, chain, path)
+    for field in (
+        "body_pos",
+        "body_quat",
+        "body_mass",
+        "body_ipos",
+        "body_inertia",
+        "jnt_pos",
+        "jnt_axis",
+        "jnt_range",
+    ):
+        if not np.isfinite(getattr(model, field)).all():
+            raise ModelError(f"{path}: {field.replace('_', ' ')} holds a number that is not finite")
     links, flange_pos, flange_quat = _links(model, chain, body, site, torques, path)
     joints = [joint for link in links for joint in link.joints]
 

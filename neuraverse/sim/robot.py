@@ -107,12 +107,12 @@ class Robot:
             ConfigError: A robot.toml has a wrong field, or a file was given without `tool`.
             ModelError: The file is no usable arm.
         """
-        path = Path(name_or_path)
-        if path.suffix in (".xml", ".mjcf") or path.is_file():
-            return Robot.from_mjcf(path, tool=tool)
-        if str(name_or_path) not in robot_names():
-            raise UnknownNameError("robot", str(name_or_path), robot_names())
-        return _load(_robots[str(name_or_path)])
+        name = str(name_or_path)
+        if name in robot_names():
+            return _load(_robots[name])
+        if name.endswith((".xml", ".mjcf", ".urdf")) or "/" in name:
+            return Robot.from_mjcf(name, tool=tool)
+        raise UnknownNameError("robot", name, robot_names())
 
     @staticmethod
     def from_mjcf(
@@ -309,7 +309,8 @@ class _File(BaseModel):
     max_rate_hz: float | None = Field(default=None, gt=0.0, le=10_000.0)
 
 
-def _load(path: Path) -> Robot:
+def _load(path: Path, above: tuple[Path, ...] = ()) -> Robot:
+    """The robot of a robot.toml; `above` are the files whose base it is."""
     name = path.parent.name
     try:
         file = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -322,7 +323,12 @@ def _load(path: Path) -> Robot:
     if file.base is not None:
         if file.mjcf is not None:
             raise ConfigError(f"{path}: base and mjcf exclude each other")
-        return Robot.load(file.base).replace(name=name, **given)
+        if file.base not in robot_names():
+            raise UnknownNameError(f"robot (base in {path})", file.base, robot_names())
+        base = _robots[file.base]
+        if base in (path, *above):
+            raise ConfigError(f"{path}: base = {file.base!r} leads back to itself")
+        return _load(base, (path, *above)).replace(name=name, **given)
     missing = [
         f for f in ("mjcf", "flange", "home", "velocity_limits", "reach_m") if getattr(file, f) is None
     ]
