@@ -1,0 +1,103 @@
+"""What the figures were measured on: processor, memory, versions, and how quiet it was."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from neuraverse.sim.physics import available_cpus
+
+PACKAGES = (
+    "neuraverse",
+    "envpool",
+    "gymnasium",
+    "mjbatch",
+    "mujoco",
+    "numpy",
+    "onnxruntime",
+    "rsl-rl-lib",
+    "stable-baselines3",
+    "torch",
+)
+
+
+def describe() -> dict[str, Any]:
+    """Processor, CPUs that may be used, memory, system."""
+    return {
+        "processor": _first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cpus": available_cpus(),
+        "memory_gib": _memory_gib(),
+        "system": f"{platform.system()} {platform.release()}",
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python's and those of the packages that are compared."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+@contextlib.contextmanager
+def other_load() -> Iterator[Callable[[], float]]:
+    """CPUs kept busy by processes other than this one and its children; 0.0 where it cannot be known."""
+    start, own, busy = time.perf_counter(), _own_cpu_s(), _busy_cpu_s()
+    end: list[float] = []
+
+    def load() -> float:
+        return end[0]
+
+    yield load
+    elapsed = time.perf_counter() - start
+    end.append(max(0.0, (_busy_cpu_s() - busy - (_own_cpu_s() - own)) / max(elapsed, 1e-9)))
+
+
+def _own_cpu_s() -> float:
+    """CPU seconds of this process and its descendants, ended or not."""
+    total = time.process_time()
+    ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+    me = str(os.getpid())
+    parents: dict[str, tuple[str, float]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat") if Path("/proc/self/stat").exists() else ():
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            fields = entry.read_text().rpartition(")")[2].split()
+            parents[entry.parent.name] = fields[1], (int(fields[11]) + int(fields[12])) / ticks
+    for pid, (parent, cpu_s) in parents.items():
+        ancestor = parent
+        while ancestor in parents and ancestor != me:
+            ancestor = parents[ancestor][0]
+        if ancestor == me and pid != me:
+            total += cpu_s
+    return total
+
+
+def _busy_cpu_s() -> float:
+    """CPU seconds that the whole machine has spent, guests and idling excluded."""
+    try:
+        fields = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]]
+    except (OSError, ValueError):
+        return 0.0
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def _first(file: str, key: str) -> str:
+    with contextlib.suppress(OSError):
+        for line in Path(file).read_text().splitlines():
+            if line.startswith(key):
+                return line.partition(":")[2].strip()
+    return ""
+
+
+def _memory_gib() -> float | None:
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    return None
