@@ -117,22 +117,27 @@ class Arm:
             for u in UPWARD
         ]
         starts = sorted(self.samples(SAMPLES), key=lambda q: self._far(q, grid[len(grid) // 2]))[:RESTARTS]
-        found: list[tuple[float, Array]] = []
-        for target in grid:
-            for start in starts:
-                q, missing = self.point_down(start.copy(), target)
-                if missing < 2e-3:
-                    found.append((self.comfort(q, reach), q))
-        found.sort(key=lambda pair: -pair[0])
         best: tuple[float, Array] | None = None
-        for score, q in found[:6]:
-            position, _ = self.place(q)
-            for dx, dy in AROUND:
-                there, missing = self.point_down(q, position + np.array([dx, dy, 0.0]), steps=30)
-                score = min(score, self.comfort(there, reach) if missing < 5e-3 else 0.0)
+        for target in grid:
+            there = [self.point_down(start, target) for start in starts]
+            found = [q for q, missing in there if missing < 2e-3]
+            if not found:
+                continue
+            q = max(found, key=lambda q: self.comfort(q, reach))
+            score = min(self.comfort(q, reach), self._comfort_around(q, target, reach))
             if best is None or score > best[0]:
                 best = (score, q)
-        return None if best is None else self.point_down(best[1], self.place(best[1])[0])[0]
+        return None if best is None else best[1]
+
+    def _comfort_around(self, q: Array, target: Array, reach: float) -> float:
+        """Least comfort on the way from `q` to the points around `target`; 0 if one is out of reach."""
+        least = np.inf
+        for dx, dy in AROUND:
+            there = q
+            for share in (0.5, 1.0):
+                there, missing = self.point_down(there, target + share * np.array([dx, dy, 0.0]), steps=15)
+                least = min(least, self.comfort(there, reach) if missing < 5e-3 else 0.0)
+        return least
 
     def _far(self, q: Array, target: Array) -> float:
         position, R = self.place(q)
