@@ -1,7 +1,8 @@
 """Learning: policy, PPO, trainer, evaluation, export and adoption.
 
     result = Trainer.from_recipe("weld-seam").fit()      # learn
-    child = fine_tune(parent, robot="ur5e", ...)         # or go on from a parent skill
+    result = fine_tune(parent, robot="ur5e")             # or go on from a parent skill
+    skill = seal(result, recipe, scored, path, env=env, key=key)
 
 Names are loaded on first use, so that reading a recipe needs no torch.
 """
@@ -12,21 +13,52 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neuraverse.learn.adopt import Decision, Probe, decide, fine_tune, probe
+    from neuraverse.learn.envs import make_env
     from neuraverse.learn.evaluate import Scored, evaluate
+    from neuraverse.learn.export import policy_of, to_onnx
     from neuraverse.learn.policy import ActorCritic
+    from neuraverse.learn.progress import Progress, Result
     from neuraverse.learn.recipe import Recipe
-    from neuraverse.learn.trainer import Progress, Result, Trainer
+    from neuraverse.learn.seal import seal
+    from neuraverse.learn.trainer import Trainer
 
+__all__ = [
+    "ActorCritic",
+    "Decision",
+    "Probe",
+    "Progress",
+    "Recipe",
+    "Result",
+    "Scored",
+    "Trainer",
+    "decide",
+    "evaluate",
+    "fine_tune",
+    "make_env",
+    "policy_of",
+    "probe",
+    "seal",
+    "to_onnx",
+]
 _HOME = {
     "ActorCritic": "policy",
-    "Progress": "trainer",
+    "Decision": "adopt",
+    "Probe": "adopt",
+    "Progress": "progress",
     "Recipe": "recipe",
-    "Result": "trainer",
+    "Result": "progress",
     "Scored": "evaluate",
     "Trainer": "trainer",
+    "decide": "adopt",
     "evaluate": "evaluate",
+    "fine_tune": "adopt",
+    "make_env": "envs",
+    "policy_of": "export",
+    "probe": "adopt",
+    "seal": "seal",
+    "to_onnx": "export",
 }
-__all__ = ["ActorCritic", "Progress", "Recipe", "Result", "Scored", "Trainer", "evaluate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -170,3 +170,18 @@ def _metrics(reported: dict[str, np.ndarray]) -> dict[str, float]:
             found[f"{name}_median"] = float(np.median(values))
             found[f"{name}_p95"] = float(np.percentile(values, 95))
     return found
+
+
+def note_of(scored: Scored | None) -> dict[str, Any] | None:
+    """Plain JSON types."""
+    return None if scored is None else asdict(scored)
+
+
+def scored_of(note: dict[str, Any] | None) -> Scored | None:
+    """What `note_of` was made from."""
+    if note is None:
+        return None
+    score = note["score"]
+    fields = {**note, "score": None if score is None else Score(**score), "returns": tuple(note["returns"])}
+    fields["successes"] = None if note["successes"] is None else tuple(note["successes"])
+    return Scored(**fields)

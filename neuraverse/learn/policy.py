@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -252,9 +253,18 @@ class ActorCritic:
         policy.load(tensors)
         return policy
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Cross a process border as plain arrays; the copy lives on the CPU."""
+        return _rebuild, ({name: value.numpy() for name, value in self.tensors().items()}, self.activation)
+
     def clone(self) -> ActorCritic:
         """An independent copy on the same device."""
         return ActorCritic.from_tensors(self.tensors(), activation=self.activation, device=self.device)
+
+
+def _rebuild(arrays: Mapping[str, np.ndarray], activation: str) -> ActorCritic:
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+    return ActorCritic.from_tensors(tensors, activation=activation)
 
 
 def _layout(obs_dim: int, act_dim: int, hidden: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

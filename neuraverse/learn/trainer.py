@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,62 +12,16 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from neuraverse.errors import ConfigError
+from neuraverse.errors import ConfigError, MissingExtraError
 from neuraverse.learn import checkpoint
+from neuraverse.learn.board import Board
 from neuraverse.learn.envs import TorchEnv, make_env
-from neuraverse.learn.evaluate import Scored, check_sizes, evaluate
+from neuraverse.learn.evaluate import Scored, check_sizes, evaluate, note_of, scored_of
 from neuraverse.learn.policy import ActorCritic
 from neuraverse.learn.ppo import Ppo, Teacher, UpdateStats
+from neuraverse.learn.progress import Progress, Result
 from neuraverse.learn.recipe import VALIDATION_SEED, Recipe
 from neuraverse.learn.rollout import Collector
-from neuraverse.manifest import Score
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run stands after an iteration. Rates over recent episodes are None before any has ended."""
-
-    iteration: int
-    env_steps: int
-    total_steps: int
-    steps_per_s: float
-    seconds: float
-    seconds_left: float
-    success: float | None
-    ep_return: float | None
-    ep_length: float | None
-    validation: Score | None  # of this iteration, if there was one
-    validation_return: float | None
-    update: UpdateStats
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a run ended with.
-
-    Attributes:
-        policy: The best by validation, or the last where nothing was validated.
-        validation: Its validation, if any.
-        curve: One entry per iteration, plain JSON types.
-        env_steps: Steps learned from, over all environments.
-        validation_steps: Steps spent on validation.
-        wall_s: Seconds, validation included, all sittings of a resumed run together.
-        cpu_s: CPU seconds of this process, likewise.
-        device: What it ran on.
-        seed: The seed of the run.
-        reached: Whether the run ended because validation reached its bar.
-    """
-
-    policy: ActorCritic
-    validation: Scored | None
-    curve: tuple[dict[str, float | None], ...]
-    env_steps: int
-    validation_steps: int
-    wall_s: float
-    cpu_s: float
-    device: str
-    seed: int
-    reached: bool
 
 
 class Trainer:
@@ -187,6 +140,7 @@ class Trainer:
         torch.set_flush_denormal(True)  # denormal activations would slow every product down
         wall, cpu = time.perf_counter(), time.process_time()
         self._begin()
+        board = self._board()
         base_wall, base_cpu, first_step = self._spent_wall, self._spent_cpu, self.env_steps
         reached = self._reached()
         while self.env_steps < total and not reached:
@@ -199,15 +153,25 @@ class Trainer:
             seconds = time.perf_counter() - wall
             self._spent_wall, self._spent_cpu = base_wall + seconds, base_cpu + time.process_time() - cpu
             progress = self._progress(update, total, seconds, self.env_steps - first_step, validated)
-            self.curve.append(_curve_entry(progress))
-            told = [callback(progress) for callback in self.callbacks]
+            self.curve.append(progress.curve_entry())
+            listeners: tuple[Callable[[Progress], object], ...] = (*self.callbacks, *board)
+            told = [listener(progress) for listener in listeners]
             stop = on_progress is not None and on_progress(progress) is False
             last = reached or stop or self.env_steps >= total
             if self.run_dir is not None and (last or self.iteration % settings.checkpoint_every == 0):
                 self.save()
             if stop or any(answer is False for answer in told):
                 break
+        for writer in board:
+            writer.close()
         return self._result(reached)
+
+    def _board(self) -> list[Board]:
+        """The TensorBoard log, where there is a folder for it and the package is installed."""
+        if self.run_dir is not None:
+            with contextlib.suppress(MissingExtraError):
+                return [Board(self.run_dir / "tensorboard")]
+        return []
 
     def _begin(self) -> None:
         """Start the episodes, or take up the run found in `run_dir`."""
@@ -336,8 +300,8 @@ class Trainer:
             "ready": self.collector.ready,
             "recent": {name: list(values) for name, values in self.collector.window.items()},
             "curve": self.curve,
-            "best_validation": _scored_note(self.best_validation),
-            "latest": _scored_note(self._latest),
+            "best_validation": note_of(self.best_validation),
+            "latest": note_of(self._latest),
         }
         checkpoint.save(self.run_dir, tensors, note)
 
@@ -355,7 +319,7 @@ class Trainer:
         self.validation_steps = note["validation_steps"]
         self._spent_wall, self._spent_cpu = note["wall_s"], note["cpu_s"]
         self.curve = note["curve"]
-        self.best_validation, self._latest = (_scored(note[key]) for key in ("best_validation", "latest"))
+        self.best_validation, self._latest = (scored_of(note[key]) for key in ("best_validation", "latest"))
         state = checkpoint.part(tensors, "env")
         if state:
             self.env.set_state(state)
@@ -394,29 +358,3 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
 def _env_seed(seed: int) -> int:
     """Distinct runs take distinct stretches of the training seeds, all below those of validation."""
     return seed * 1_000_003 % (VALIDATION_SEED - 1_000_000)
-
-
-def _curve_entry(progress: Progress) -> dict[str, float | None]:
-    return {
-        "env_steps": progress.env_steps,
-        "seconds": round(progress.seconds, 3),
-        "ep_return": progress.ep_return,
-        "ep_length": progress.ep_length,
-        "success": progress.success,
-        "validation": None if progress.validation is None else progress.validation.rate,
-        "validation_lower": None if progress.validation is None else progress.validation.lower,
-        "validation_return": progress.validation_return,
-    }
-
-
-def _scored_note(scored: Scored | None) -> dict[str, Any] | None:
-    return None if scored is None else dataclasses.asdict(scored)
-
-
-def _scored(note: dict[str, Any] | None) -> Scored | None:
-    if note is None:
-        return None
-    score = note["score"]
-    fields = {**note, "score": None if score is None else Score(**score), "returns": tuple(note["returns"])}
-    fields["successes"] = None if note["successes"] is None else tuple(note["successes"])
-    return Scored(**fields)
