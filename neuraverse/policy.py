@@ -178,10 +178,13 @@ def _array(name: str, value: object) -> NDArray[np.float32]:
     import numpy as np
 
     try:
-        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is refused
-            return np.asarray(value, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError) as error:
+        array = np.asarray(value)
+    except ValueError as error:
         raise ObservationError(f"observation {name} is no array of numbers: {error}") from error
+    if array.dtype.kind not in "fiub":
+        raise ObservationError(f"observation {name} is no array of numbers but of {array.dtype}")
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is refused
+        return array.astype(np.float32, copy=False)
 
 
 def _first_bad(value: NDArray[np.float32]) -> str:
