@@ -64,4 +64,15 @@ def watch(
     stop: threading.Event | None = None,
 ) -> Iterator[Event]:
     """What happens in a registry from now on, for ever; see `Client.watch`."""
-    return Client(registry).watch(after, name, stop)
+    client = Client(registry)
+    try:
+        events = client.watch(after, name, stop)
+    except BaseException:
+        client.close()
+        raise
+
+    def closing() -> Iterator[Event]:
+        with client:
+            yield from events
+
+    return closing()

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from neuraverse.storage import disk_errors, sync_folder
+from neuraverse.client.refs import Resolved
+from neuraverse.storage import disk_errors, read_regular, sync_folder
 
 _BUFFER_BYTES = 1 << 20
 
@@ -37,6 +38,18 @@ class Cache:
     def skill(self, digest: str) -> Path:
         """Where the skill with this digest (``sha256:<hex>``) lives, whether it is there or not."""
         return self._root / "skills" / digest.removeprefix("sha256:")
+
+    def name_of(self, digest: str) -> Resolved | None:
+        """What the skill with this digest calls itself; None if it is not there."""
+        from neuraverse.errors import ContentError
+        from neuraverse.manifest import MAX_MANIFEST_BYTES, SkillManifest
+
+        path = self.skill(digest) / "manifest.json"
+        try:
+            manifest = SkillManifest.parse(read_regular(path, MAX_MANIFEST_BYTES))
+        except ContentError:
+            return None
+        return Resolved(name=manifest.name, version=manifest.version, digest=digest)
 
     def blob(self, sha256: str) -> Path:
         """Where the file with this hex digest lives, whether it is there or not."""

@@ -13,25 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from neuraverse.client.cache import Cache
-from neuraverse.client.download import Progress, fetch
+from neuraverse.client.download import Progress
+from neuraverse.client.publish import publish
+from neuraverse.client.pull import Pull, fetch_manifest, open_local
 from neuraverse.client.refs import Event, Ref, Resolved, Summary, is_path, resolved_of
 from neuraverse.client.transport import Transport
 from neuraverse.client.watch import watch
-from neuraverse.errors import (
-    ContentError,
-    IncompatibleError,
-    IntegrityError,
-    NetworkError,
-    NotFoundError,
-    SignatureError,
-)
-from neuraverse.storage import disk_errors, new_folder, write_atomic
+from neuraverse.errors import IntegrityError, NetworkError
 
 if TYPE_CHECKING:
     import httpx
 
     from neuraverse.interface import Offer
-    from neuraverse.manifest import SkillManifest
     from neuraverse.skill import Skill
     from neuraverse.trust import KeyStore
 
@@ -128,20 +121,11 @@ class Client:
             NotFoundError: It has none.
             NetworkError: It could not be asked, or sends more than a manifest may have.
         """
-        from neuraverse.manifest import MAX_MANIFEST_BYTES, digest_of
-
-        path = f"/v1/manifests/{digest.removeprefix('sha256:')}"
-        data = self._transport.bytes(path, MAX_MANIFEST_BYTES, "a manifest")
-        if digest_of(data) != digest:
-            raise IntegrityError(
-                f"the registry sent a manifest with the digest {digest_of(data)} for {digest}",
-                remedy="do not trust this registry; ask its operator to check its disk",
-            )
-        return data
+        return fetch_manifest(self._transport, digest)
 
     def pull(
         self,
-        ref: str | Ref,
+        ref: str | Ref | Resolved,
         *,
         offer: Offer | None = None,
         trust: KeyStore | None = None,
@@ -153,7 +137,8 @@ class Client:
         was. Pulls in other processes do not disturb this one.
 
         Args:
-            ref: ``org/skill``, ``org/skill@1.0.0``, ``org/skill@alias``, ``sha256:<hex>``, or a local folder.
+            ref: ``org/skill``, ``org/skill@1.0.0``, ``org/skill@alias``, ``sha256:<hex>``, a local
+                folder, or what `resolve` gave.
             offer: What the robot can supply; None skips the question.
             trust: Keys to accept; those of `home` if not given.
             progress: Called with bytes done and bytes in total.
@@ -168,60 +153,15 @@ class Client:
         """
         keys = trust or self.keys
         if isinstance(ref, str) and is_path(ref):
-            return _open_local(Path(ref).expanduser(), offer, keys)
-        found = self.resolve(ref)
-        with self._cache.working_on(f"skill-{found.digest.removeprefix('sha256:')}"):
-            try:
-                return self._cached(found, offer, keys) or self._download(found, offer, keys, progress)
-            finally:
-                self._cache.drop(f"skill-{found.digest.removeprefix('sha256:')}")
+            return open_local(Path(ref).expanduser(), offer, keys)
+        found = ref if isinstance(ref, Resolved) else self._settle(ref)
+        return Pull(self._transport, self._cache, keys, offer, progress).run(found)
 
-    def _cached(self, found: Resolved, offer: Offer | None, keys: KeyStore) -> Skill | None:
-        """The skill from the cache, if it is there and still what it was."""
-        from neuraverse.skill import Skill
-
-        path = self._cache.skill(found.digest)
-        if not path.exists():
-            return None
-        try:
-            skill = Skill.open(path)
-            if skill.digest != found.digest:
-                raise IntegrityError(f"{path} holds {skill.digest}")
-            manifest, signature = skill.read("manifest.json"), skill.read("signature.json")
-        except ContentError:  # changed on disk, so not what was checked: fetch it again
-            self._cache.discard_skill(found.digest)
-            return None
-        _admit(manifest, signature, found, offer, keys)
-        return skill
-
-    def _download(
-        self, found: Resolved, offer: Offer | None, keys: KeyStore, progress: Progress | None
-    ) -> Skill:
-        from neuraverse.skill import MAX_SIGNATURE_BYTES, Skill
-
-        data = self.manifest(found.digest)
-        path = f"/v1/manifests/{found.digest.removeprefix('sha256:')}/signature"
-        signature = self._transport.bytes(path, MAX_SIGNATURE_BYTES, "a signature")
-        manifest = _admit(data, signature, found, offer, keys)
-        total = sum(entry.size for entry in manifest.files.values())
-        done = 0
-        for entry in manifest.files.values():
-            before = done
-
-            def tick(here: int, before: int = before) -> None:
-                if progress is not None:
-                    progress(before + here, total)
-
-            fetch(self._transport, self._cache, entry.sha256, entry.size, tick)
-            done += entry.size
-        target = self._cache.skill(found.digest)
-        with new_folder(target) as folder:
-            for name, entry in manifest.files.items():
-                self._cache.place(entry.sha256, folder / name)
-            write_atomic(folder / "manifest.json", data, mode=0o444)
-            write_atomic(folder / "signature.json", signature, mode=0o444)
-            Skill.open(folder)  # every byte once more, as it lies on the disk
-        return Skill(target, data)
+    def _settle(self, ref: str | Ref) -> Resolved:
+        """What a reference means; for a digest that is in the cache, without asking the registry."""
+        wanted = Ref.parse(ref) if isinstance(ref, str) else ref
+        held = self._cache.name_of(wanted.digest) if wanted.digest else None
+        return held or self.resolve(wanted)
 
     def publish(
         self, path: Path | str, *, key: str = "default", progress: Progress | None = None
@@ -242,44 +182,7 @@ class Client:
             RegistryError: The registry refused; the message says why.
             NetworkError: It could not be asked.
         """
-        from neuraverse.skill import MANIFEST, SIGNATURE, Skill
-        from neuraverse.trust import sign, verify_manifest
-
-        public = self.keys.public_key(key)
-        skill = Skill.open(path)
-        if not (skill.path / SIGNATURE).exists():
-            sign(skill.path, self.keys.private_key_path(key))
-        manifest, signature = skill.read(MANIFEST), skill.read(SIGNATURE)
-        try:
-            verify_manifest(manifest, signature, [public])
-        except SignatureError as error:
-            raise SignatureError(
-                f"{skill.path} is not signed by your key {key!r}: {error.message}",
-                remedy=f"name the key that signed it, or remove its {SIGNATURE} to sign it with {key!r}",
-            ) from error
-        total = sum(entry.size for entry in skill.manifest.files.values())
-        done = 0
-        for name, entry in skill.manifest.files.items():
-            self._upload(skill.path / name, entry.sha256)
-            done += entry.size
-            if progress is not None:
-                progress(done, total)
-        body = {
-            "manifest": manifest.decode(),
-            "signature": signature.decode(),
-            "public_key": public.pem.decode(),
-        }
-        return resolved_of(self._transport.json("POST", "/v1/skills", ok=(200, 201), json=body))
-
-    def _upload(self, file: Path, sha256: str) -> None:
-        path = f"/v1/blobs/{sha256}"
-        try:
-            with self._transport.stream("HEAD", path):
-                return
-        except NotFoundError:
-            pass
-        with disk_errors("read", file), file.open("rb") as content:
-            self._transport.json("PUT", path, ok=(200, 201), content=content)
+        return publish(self._transport, self.keys, Path(path), key, progress)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Point an alias at a version.
@@ -298,7 +201,7 @@ class Client:
         return self._events(None, 0.0)[1]
 
     def events(self, after: int = 0, wait: float = 0.0) -> list[Event]:
-        """Events behind the cursor `after`, in order; waits up to `wait` seconds, at most 30, for the first."""
+        """Events behind the cursor `after`, in order; waits up to `wait` s, at most 30, for the first."""
         return self._events(after, wait)[0]
 
     def _events(self, after: int | None, wait: float) -> tuple[list[Event], int, bool]:
@@ -326,41 +229,3 @@ class Client:
         """
         start = self.cursor() if after is None else after
         return watch(self._transport, self._events, start, name, stop)
-
-
-def _admit(
-    data: bytes, signature: bytes, found: Resolved, offer: Offer | None, keys: KeyStore
-) -> SkillManifest:
-    """Whether a manifest is what was asked for, is signed by a trusted key, and fits the robot."""
-    from neuraverse.manifest import SkillManifest
-    from neuraverse.trust import verify_manifest
-
-    manifest = SkillManifest.parse(data)
-    if (manifest.name, manifest.version) != (found.name, found.version):
-        raise IntegrityError(
-            f"the registry answered {found.ref} with the manifest of {manifest.ref}",
-            remedy="do not trust it",
-        )
-    verify_manifest(data, signature, keys.trusted_for(manifest.org))
-    _fit(manifest, offer)
-    return manifest
-
-
-def _fit(manifest: SkillManifest, offer: Offer | None) -> None:
-    problems = manifest.interface.problems(offer) if offer is not None else []
-    if offer is not None and problems:
-        raise IncompatibleError(
-            f"{manifest.ref} does not fit {offer.robot}",
-            problems=problems,
-            remedy="choose a skill whose interface the robot can supply",
-        )
-
-
-def _open_local(path: Path, offer: Offer | None, keys: KeyStore) -> Skill:
-    from neuraverse.skill import Skill
-    from neuraverse.trust import verify_skill
-
-    skill = Skill.open(path)
-    verify_skill(skill, keys)
-    _fit(skill.manifest, offer)
-    return skill

@@ -1,0 +1,218 @@
+"""The process on one robot that keeps its skill up to date and never lets go of a good one for a bad one.
+
+    event (a hint) → resolve → pull (digest, signature, trust, interface) → stage (dry run) → on_skill → swap
+
+A swap replaces one reference, so that it falls between two ticks; a tick never sees half of it. Whatever is
+refused, and why, is logged and told to `on_refusal`; the robot goes on with what it has.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from neuraverse.client import Client, Ref
+from neuraverse.errors import NetworkError, NeuraverseError, NotFoundError, StorageError, UsageError
+from neuraverse.runtime.stage import stage
+
+if TYPE_CHECKING:
+    from neuraverse.interface import Offer
+    from neuraverse.policy import Policy
+    from neuraverse.skill import Skill
+    from neuraverse.trust import KeyStore
+
+log = logging.getLogger("neuraverse.runtime")
+_FIRST_PAUSE_S = 0.5
+_MAX_PAUSE_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A skill that was not taken.
+
+    Attributes:
+        ref: ``org/skill@version``, or what is followed if it did not come so far.
+        digest: ``sha256:<hex>``, or empty.
+        error: Why.
+    """
+
+    ref: str
+    digest: str
+    error: Exception
+
+    @property
+    def reason(self) -> str:
+        """Why, as a sentence."""
+        return str(self.error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Running:
+    skill: Skill
+    policy: Policy
+
+
+class RobotAgent:
+    """Follows one skill for one robot. Use it as a context manager, or call `start` and `stop`.
+
+    Args:
+        client: The registry. The agent uses it from its own thread.
+        store: Keys that this robot trusts; those of the client's home if None.
+        offer: What this robot can supply.
+        follow: ``org/skill`` for the latest version, or ``org/skill@alias``.
+        on_skill: Called with each skill that passed every check, before it is swapped in. If it raises, the
+            skill is refused; so this is also the place to probe it.
+        on_refusal: Called with each refusal.
+
+    Raises:
+        UsageError: `follow` is malformed or a digest, which never changes.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        store: KeyStore | None,
+        offer: Offer,
+        *,
+        follow: str,
+        on_skill: Callable[[Skill], None] | None = None,
+        on_refusal: Callable[[Refusal], None] | None = None,
+    ) -> None:
+        self._ref = Ref.parse(follow)
+        if self._ref.digest:
+            raise UsageError(
+                f"{follow} never changes", remedy="follow org/skill or org/skill@alias; or pull it"
+            )
+        self._client = client
+        self._store = store
+        self._offer = offer
+        self._on_skill = on_skill
+        self._on_refusal = on_refusal
+        self._running: _Running | None = None
+        self._first = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def skill(self) -> Skill | None:
+        """The skill that acts now; None before the first."""
+        running = self._running
+        return running.skill if running else None
+
+    def step(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The action of the skill that acts now.
+
+        Args:
+            observation: One array per signal that the robot offers, by name, in SI units; those that
+                the skill does not read are left out.
+
+        Raises:
+            UsageError: There is no skill yet.
+            ObservationError: A signal is missing, misshapen or not finite.
+        """
+        running = self._running
+        if running is None:
+            raise UsageError("the agent has no skill yet", remedy="wait for one with agent.wait()")
+        wanted = (signal.name for signal in running.skill.interface.observation)
+        return running.policy({name: observation[name] for name in wanted if name in observation})
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether there is a skill, within `timeout_s` seconds."""
+        return self._first.wait(timeout_s)
+
+    def update(self) -> bool:
+        """Take what the followed reference means now, if it is new and good.
+
+        Returns:
+            True if the skill was swapped.
+
+        Raises:
+            NetworkError: The registry could not be asked.
+            NeuraverseError: The skill was refused; the one before goes on.
+        """
+        found = self._client.resolve(self._ref)
+        held = self.skill
+        if held is not None and held.digest == found.digest:
+            return False
+        try:
+            skill = self._client.pull(found, offer=self._offer, trust=self._store)
+            policy = stage(skill)
+            if self._on_skill is not None:
+                self._on_skill(skill)
+        except (NetworkError, StorageError):
+            raise
+        except Exception as error:
+            self._refuse(Refusal(ref=found.ref, digest=found.digest, error=error))
+            raise
+        self._running = _Running(skill=skill, policy=policy)
+        self._first.set()
+        log.info("%s runs %s (%s)", self._offer.robot, skill.ref, skill.digest)
+        return True
+
+    def start(self) -> None:
+        """Follow in a thread of its own.
+
+        Raises:
+            UsageError: It was started before.
+        """
+        if self._thread is not None:
+            raise UsageError("the agent was started before", remedy="make a new one")
+        self._thread = threading.Thread(target=self._follow, name="neuraverse-agent", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following; the skill goes on acting."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _follow(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            try:
+                cursor = self._client.cursor()  # before looking, so that nothing falls in between
+                self._settle()
+                failures = 0
+                for _ in self._client.watch(cursor, self._ref.name, self._stop):
+                    self._settle()
+            except NeuraverseError as error:
+                log.warning("%s: %s", self._offer.robot, error)
+                failures += 1
+            self._pause(failures)
+
+    def _settle(self) -> None:
+        """Update until that is settled, for good or bad."""
+        failures = 0
+        while not self._stop.is_set():
+            try:
+                self.update()
+            except NotFoundError as error:
+                log.info("%s waits: %s", self._offer.robot, error)
+            except (NetworkError, StorageError) as error:
+                log.warning("%s: %s", self._offer.robot, error)
+                failures += 1
+                self._pause(failures)
+                continue
+            except Exception:  # told in update; a robot goes on with what it has
+                log.debug("refused", exc_info=True)
+            return
+
+    def _refuse(self, refusal: Refusal) -> None:
+        log.warning("%s refuses %s: %s", self._offer.robot, refusal.ref, refusal.reason)
+        if self._on_refusal is not None:
+            self._on_refusal(refusal)
+
+    def _pause(self, failures: int) -> None:
+        longest = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2.0**failures)
+        self._stop.wait(random.uniform(0.0, longest))
