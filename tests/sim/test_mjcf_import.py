@@ -107,7 +107,9 @@ def arm_text(j1="", j5="", equality=""):
 
 
 @pytest.fixture
-def write(tmp_path):
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo logs its warnings to the working folder
+
     def write(text):
         path = tmp_path / "arm.xml"
         path.write_text(text)
