@@ -142,6 +142,7 @@ class Skill:
         """The bytes of one file of `FILES`, checked again against the manifest.
 
         Raises:
+            UsageError: A skill has no such file.
             IntegrityError: It is missing or has changed.
             StorageError: The disk failed.
         """
@@ -152,6 +153,8 @@ class Skill:
             if digest_of(data) != self.digest:
                 raise IntegrityError(f"{self.path / MANIFEST} has changed since it was opened")
             return data
+        if name not in BLOBS:
+            raise UsageError(f"{name!r} is no file of a skill", remedy=f"there are {', '.join(FILES)}")
         entry = self.manifest.files[name]  # type: ignore[index]
         data = read_regular(self.path / name, MAX_FILE_BYTES)
         if len(data) != entry.size:

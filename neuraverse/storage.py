@@ -71,11 +71,11 @@ def read_regular(path: Path, limit: int) -> bytes:
             if status.st_size > limit:
                 raise IntegrityError(f"{path} has {status.st_size} bytes; at most {limit} are allowed")
             with open(handle, "rb", closefd=False) as file:
-                data = file.read(limit + 1)
+                data = file.read(status.st_size + 1)
         finally:
             os.close(handle)
-    if len(data) > limit:
-        raise IntegrityError(f"{path} grew beyond {limit} bytes while it was read")
+    if len(data) != status.st_size:
+        raise IntegrityError(f"{path} changed its size while it was read")
     return data
 
 
