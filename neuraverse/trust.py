@@ -12,6 +12,7 @@ a skill's name before the slash. What you signed yourself is trusted.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -312,13 +313,18 @@ class _Digests:
 
 
 def _signer_hint(signature: bytes) -> str:
-    """Which key a bundle claims to be signed by: SHA-256 of its PEM."""
+    """Which key a bundle claims to be signed by: SHA-256 of its PEM. Padding bits of base64 must be zero."""
     if len(signature) > MAX_SIGNATURE_BYTES:
         raise SignatureError(
             f"{SIGNATURE} has {len(signature)} bytes; at most {MAX_SIGNATURE_BYTES} are allowed"
         )
     try:
-        hint = json.loads(signature)["verificationMaterial"]["publicKey"]["hint"]
+        bundle = json.loads(signature)
+        hint = bundle["verificationMaterial"]["publicKey"]["hint"]
+        envelope = bundle["dsseEnvelope"]
+        for text in (envelope["payload"], *(each["sig"] for each in envelope["signatures"])):
+            if base64.b64encode(base64.b64decode(text)).decode() != text:
+                raise ValueError
     except (ValueError, RecursionError, LookupError, TypeError) as error:
         raise SignatureError(
             f"{SIGNATURE} is no signature made with a key", remedy="do not use this skill"
@@ -348,7 +354,10 @@ def _check_label(kind: str, label: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300] or "the signature was made over other bytes"
+    text = str(error).strip().partition("\n")[0]
+    if text.startswith("Signature mismatch"):
+        return "it was made for another skill, version or set of files"
+    return text[:300] or "it was made over other bytes"
 
 
 @contextlib.contextmanager
