@@ -63,9 +63,10 @@ class CartesianAdapter:
         model = physics.model
         self._physics = physics
         self._gains = gains or AdapterGains()
-        self._qpos = [int(model.joint(name).qposadr[0]) for name in robot.joints]
-        self._dofs = [int(model.joint(name).dofadr[0]) for name in robot.joints]
-        self._ctrl = [int(model.actuator(name).id) for name in robot.joints]
+        qpos = [int(model.joint(name).qposadr[0]) for name in robot.joints]
+        dofs = [int(model.joint(name).dofadr[0]) for name in robot.joints]
+        ctrl = [int(model.actuator(name).id) for name in robot.joints]
+        self._qpos, self._dofs, self._ctrl = _columns(qpos), _columns(dofs), _columns(ctrl)
         self._point, _ = physics.site_pose(tool_site)
         site = int(model.site(tool_site).id)
         body = int(model.site_bodyid[site])
@@ -80,7 +81,7 @@ class CartesianAdapter:
         self._speed = torch.tensor(robot.velocity_limits, dtype=torch.float64)
         self.target = torch.zeros(n, dof, dtype=torch.float64)
         self.saturated = torch.zeros(n, dof, dtype=torch.bool)
-        self._manipulability_home = _manipulability_at(model, self._qpos, self._dofs, robot.home, site, body)
+        self._manipulability_home = _manipulability_at(model, qpos, dofs, robot.home, site, body)
 
     def reset(self, ids: Tensor, stiffness: Tensor) -> None:
         """Hold the present posture of `ids`, at rest.
@@ -92,7 +93,7 @@ class CartesianAdapter:
         """
         load = self._physics.static_load()[ids][:, self._dofs]
         self.target[ids] = self._physics.qpos[:, self._qpos][ids] + load / stiffness
-        self._physics.ctrl[ids[:, None], torch.tensor(self._ctrl)] = self.target[ids]
+        self._physics.ctrl[:, self._ctrl] = self.target
 
     def jacobian(self) -> Tensor:
         """Tool Jacobian in the world frame, float64 ``(N, 6, dof)``: linear rows, then angular."""
@@ -109,28 +110,46 @@ class CartesianAdapter:
         g = self._gains
         q = self._physics.qpos[:, self._qpos]
         J = self.jacobian()
+        # Spare motion exists only with more than six joints; what it would do to the tool is taken back below.
+        drift = g.nullspace_hz * (self._home - self.target) if self.target.shape[1] > 6 else None
+        rate = self._solve(J, twist, drift)
+        stuck = ((self.target >= self._high) & (rate > 0.0)) | ((self.target <= self._low) & (rate < 0.0))
+        if bool(stuck.any()):  # the other joints take over what a joint at its limit cannot do
+            rate = self._solve(J.masked_fill(stuck[:, None], 0.0), twist, drift).masked_fill(stuck, 0.0)
+
+        # A joint that is too fast slows the whole tool: the path is kept, its speed is not.
+        excess = (rate.abs() / self._speed).amax(1, keepdim=True).clamp_(min=1.0)
+        free = self.target + rate * (dt_s / excess)
+        held = free.maximum(q - g.windup_rad).minimum(q + g.windup_rad).maximum(self._low).minimum(self._high)
+        self.saturated = stuck | (held != free) | (excess > 1.0)
+        self.target.copy_(held)
+        self._physics.ctrl[:, self._ctrl] = held
+
+    def _solve(self, J: Tensor, twist: Tensor, drift: Tensor | None) -> Tensor:
+        """Joint rates [rad/s] ``(N, dof)`` for a twist ``(N, 6)`` and a wish for the spare motion."""
+        g = self._gains
         Jt = J.transpose(1, 2)
         gram = J @ Jt
-        # det(J Jᵀ) through the same Cholesky factor that solves the system: one factorisation a step.
+        # √det(J Jᵀ), the manipulability, comes out of the factorisation that solves the system.
         factor = torch.linalg.cholesky_ex(gram + g.damping * self._eye)[0]
         measure = factor.diagonal(dim1=1, dim2=2).prod(1)
         short = (1.0 - measure / (g.manipulability * self._manipulability_home)).clamp_(min=0.0)
         if bool((short > 0.0).any()):
             damping = g.damping + g.singular_damping * short.square()
             factor = torch.linalg.cholesky_ex(gram + damping[:, None, None] * self._eye)[0]
-        dof = self.target.shape[1]
-        # Two right sides in one solve: the twist, and what the nullspace motion would do to the tool.
-        drift = g.nullspace_hz * (self._home - self.target) if dof > 6 else torch.zeros_like(self.target)
-        wanted = twist.to(torch.float64) - (J @ drift[:, :, None]).squeeze(2)
-        rate = (Jt @ torch.cholesky_solve(wanted[:, :, None], factor)).squeeze(2) + drift
+        wanted = twist.to(torch.float64)[:, :, None]
+        if drift is None:
+            return (Jt @ torch.cholesky_solve(wanted, factor)).squeeze(2)
+        wanted = wanted - J @ drift[:, :, None]
+        return (Jt @ torch.cholesky_solve(wanted, factor)).squeeze(2) + drift
 
-        # A joint that is too fast slows the whole tool: the path is kept, its speed is not.
-        excess = (rate.abs() / self._speed).amax(1, keepdim=True).clamp_(min=1.0)
-        free = self.target + rate * (dt_s / excess)
-        held = free.maximum(q - g.windup_rad).minimum(q + g.windup_rad).maximum(self._low).minimum(self._high)
-        self.saturated = (held != free) | (excess > 1.0)
-        self.target.copy_(held)
-        self._physics.ctrl[:, self._ctrl] = held
+
+def _columns(indices: list[int]) -> slice | Tensor:
+    """A slice where the indices follow each other, which is a view and costs nothing."""
+    first, count = indices[0], len(indices)
+    if indices == list(range(first, first + count)):
+        return slice(first, first + count)
+    return torch.tensor(indices)
 
 
 def _manipulability_at(

@@ -150,7 +150,8 @@ class ArmTask(Task):
     def reset(self, ids: Tensor) -> None:
         """Draw a body and a posture for each of `ids` and put the arm there, at rest."""
         dof = len(self.robot.joints)
-        draw = {k: self.random.between(*self.ranges[k], 1, ids).squeeze(1) for k in SPREADS}
+        u = self.random.uniform(len(SPREADS) + dof, ids)
+        draw = {name: _between(u[:, k], self.ranges[name]) for k, name in enumerate(SPREADS)}
         omega = 2.0 * math.pi * draw["servo_hz"][:, None]
         at = (ids[:, None], self._actuators[None])
         kp, kv = self._inertia * omega**2, 2.0 * self._inertia * omega
@@ -165,7 +166,7 @@ class ArmTask(Task):
         self.noise_pos[ids] = draw["noise_pos_m"].to(torch.float32)
         self.noise_rot[ids] = draw["noise_rot_rad"].to(torch.float32)
 
-        spread = draw["posture_rad"][:, None] * self.random.between(-1.0, 1.0, dof, ids)
+        spread = draw["posture_rad"][:, None] * (2.0 * u[:, len(SPREADS) :] - 1.0)
         posture = (self._home + spread).maximum(self._limits[:, 0] + 0.05).minimum(self._limits[:, 1] - 0.05)
         self.physics.reset(ids)
         self.physics.qpos[ids[:, None], self._joint_qpos[None]] = posture
@@ -204,6 +205,10 @@ class ArmTask(Task):
         twist = (1.0 - share) * self._queue[rows, index] + share * self._queue[rows, index + 1]
         world = (self._rotation[:, None] @ twist.reshape(-1, 2, 3, 1)).reshape(-1, 6)
         self.adapter.apply(world, self._dt)
+
+
+def _between(u: Tensor, limits: tuple[float, float]) -> Tensor:
+    return limits[0] + (limits[1] - limits[0]) * u
 
 
 def _checked_range(name: str, value: tuple[float, float]) -> tuple[float, float]:

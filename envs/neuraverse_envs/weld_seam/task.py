@@ -97,7 +97,7 @@ class WeldSeam(ArmTask):
         """Draw a seam, a start beside its lead-in, and place the workpiece under the torch accordingly."""
         super().reset(ids)
         n = len(ids)
-        u = self.random.uniform(5, ids)
+        u = self.random.uniform(12, ids)
         draw = _between(u[:, 0], LENGTH_M)
         self.length[ids] = draw.to(torch.float32)
         straight = u[:, 1] < STRAIGHT_SHARE
@@ -109,12 +109,12 @@ class WeldSeam(ArmTask):
         for buffer in (self.good, self.last_command, self.worst, self.samples, self.noise):
             buffer[ids] = 0.0
 
-        tangent, side, point = _seam(self.curvature[ids].double(), start)
-        z = _torch_axis(tangent, side)
+        tangent, point = _seam(self.curvature[ids].double(), start)
+        z = _torch_axis(tangent)
         x = tangent - (tangent * z).sum(1, keepdim=True) * z
         x = x / x.norm(dim=1, keepdim=True)
         R = torch.stack((x, torch.linalg.cross(z, x), z), dim=2)
-        v = self.random.between(-1.0, 1.0, 7, ids)
+        v = 2.0 * u[:, 5:] - 1.0
         tilt_axis = torch.nn.functional.normalize(v[:, :3] + 1e-9, dim=1)
         R = rotation_about(tilt_axis, START_ANGLE_RAD * v[:, 3]) @ rotation_about(z, SPIN_RAD * v[:, 4]) @ R
         offset = START_OFFSET_M * torch.stack((torch.zeros(n, dtype=v.dtype), v[:, 5], v[:, 6]), dim=1)
@@ -125,15 +125,15 @@ class WeldSeam(ArmTask):
         tip, axis = self.tool_pos, third_axis(self.tool_quat)
         # The arc is where the wire's line meets the seam's cross-section: one Newton step on the arc length
         # per control period, exact on a straight seam and within (Δs κ)² elsewhere.
-        tangent, _, point = _seam(self.curvature, self.s)
+        tangent, point = _seam(self.curvature, self.s)
         step = ((tip + DISTANCE_M * axis - point) * tangent).sum(1)
         self.s += step
-        tangent, side, point = _seam(self.curvature, self.s)
+        tangent, point = _seam(self.curvature, self.s)
         to_seam = point - tip
         across = torch.nn.functional.normalize(torch.linalg.cross(tangent, axis), dim=1)
         lateral = (to_seam * across).sum(1)
         distance = (to_seam * axis).sum(1) - DISTANCE_M
-        work = torch.atan2(-(axis * side).sum(1), -axis[:, 2]) - WORK_RAD
+        work = torch.atan2(-(axis * _side(tangent)).sum(1), -axis[:, 2]) - WORK_RAD
         travel = torch.asin((axis * tangent).sum(1).clamp(-1.0, 1.0)) - TRAVEL_RAD
         speed = step * self.rate_hz / self.speed - 1.0
         errors = torch.stack((lateral, distance, work, travel, speed), dim=1)
@@ -150,9 +150,7 @@ class WeldSeam(ArmTask):
         finished = self.s_max >= self.length
         coverage = self.good / self.length
         success = finished & (coverage >= COVERAGE)
-        strayed = (share[:, :2] * _TOLERANCES[:2] > STRAY_M).any(1)
-        strayed |= (share[:, 2:4] * ANGLE_TOLERANCE_RAD > STRAY_RAD).any(1)
-        strayed &= ~finished
+        strayed = (errors.abs() > _STRAY).any(1) & ~finished
 
         # Progress is paid by how well it is made; standing still earns nothing, and finishing well pays at once.
         quality = (1.0 / (1.0 + share.square())).prod(1)
@@ -194,21 +192,23 @@ class WeldSeam(ArmTask):
         out["prev_action"].copy_(self.command)
 
     def expert(self) -> Tensor:
-        """Feed forward along the seam, proportional feedback as fast as servo and latency allow."""
+        """Feed forward along the seam, with feedback on error and speed as stiff as servo and latency allow."""
         e_pos, e_rot, feed, ahead = self._reference()
-        lag_s = 2.0 / (2.0 * math.pi * self.robot.servo_hz) + self.robot.latency_s + 1.0 / self.rate_hz
-        gain = min(4.0, 0.25 / lag_s)
-        linear = feed + (ahead - feed) * (lag_s / LOOK_AHEAD_S) + gain * e_pos
+        # A critically damped servo of bandwidth f lags a ramp by 2 / (2πf).
+        lag_s = 1.0 / (math.pi * self.robot.servo_hz) + self.robot.latency_s + 1.0 / self.rate_hz
+        gain, damping = min(6.0, 1.0 / lag_s), 0.5
         turn = torch.zeros_like(e_rot)
         turn[:, 2] = self.curvature * self.speed
-        return torch.cat((linear, turn + gain * e_rot), dim=1)
+        wanted = torch.cat((feed + (ahead - feed) * (lag_s / LOOK_AHEAD_S), turn), dim=1)
+        measured = torch.cat((self.tool_linvel, self.tool_angvel), dim=1)
+        return wanted + gain * torch.cat((e_pos, 0.65 * e_rot), dim=1) + damping * (wanted - measured)
 
     def _reference(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        tangent, side, point = _seam(self.curvature, self.s)
-        wanted = _torch_axis(tangent, side)
+        tangent, point = _seam(self.curvature, self.s)
+        wanted = _torch_axis(tangent)
         e_pos = point - DISTANCE_M * wanted - self.tool_pos
         e_rot = align(third_axis(self.tool_quat), wanted)
-        later, _, _ = _seam(self.curvature, self.s + LOOK_AHEAD_S * self.speed)
+        later = _tangent(self.curvature * (self.s + LOOK_AHEAD_S * self.speed))
         return e_pos, e_rot, self.speed[:, None] * tangent, self.speed[:, None] * later
 
     def _draw_noise(self) -> None:
@@ -218,6 +218,7 @@ class WeldSeam(ArmTask):
 _TOLERANCES = torch.tensor(
     [LATERAL_M, DISTANCE_TOLERANCE_M, ANGLE_TOLERANCE_RAD, ANGLE_TOLERANCE_RAD, SPEED_TOLERANCE]
 )
+_STRAY = torch.tensor([STRAY_M, STRAY_M, STRAY_RAD, STRAY_RAD, math.inf])
 _ACTION_SCALE = torch.tensor(WeldSeam.action[0].high)
 
 
@@ -225,25 +226,31 @@ def _between(u: Tensor, limits: tuple[float, float]) -> Tensor:
     return limits[0] + (limits[1] - limits[0]) * u
 
 
-def _seam(curvature: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Tangent, side b = n × t and point of the seam at arc length `s` [m], each ``(N, 3)`` in W.
+def _seam(curvature: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Tangent and point of the seam at arc length `s` [m], each ``(N, 3)`` in W.
 
     The chord of an arc from its start is ``s sinc(κs/2π)`` long at half the heading, for κ = 0 too.
     """
     heading = curvature * s
     half = 0.5 * heading
     chord = s * torch.sinc(half / math.pi)
-    zero = torch.zeros_like(s)
-    cos, sin = heading.cos(), heading.sin()
-    tangent = torch.stack((cos, sin, zero), dim=1)
-    side = torch.stack((-sin, cos, zero), dim=1)
-    point = torch.stack((chord * half.cos(), chord * half.sin(), zero), dim=1)
-    return tangent, side, point
+    return _tangent(heading), chord[:, None] * _tangent(half)
 
 
-def _torch_axis(tangent: Tensor, side: Tensor) -> Tensor:
+def _tangent(heading: Tensor) -> Tensor:
+    """The direction ``(N, 3)`` at an angle [rad] from x in the xy plane of W."""
+    return torch.stack((heading.cos(), heading.sin(), torch.zeros_like(heading)), dim=1)
+
+
+def _side(tangent: Tensor) -> Tensor:
+    """b = n × t, ``(N, 3)``."""
+    x, y, zero = tangent.unbind(1)
+    return torch.stack((-y, x, zero), dim=1)
+
+
+def _torch_axis(tangent: Tensor) -> Tensor:
     """The wanted torch axis ``(N, 3)``: pushed by the travel angle, at the work angle over the base plate."""
-    across = -math.sin(WORK_RAD) * side
+    across = -math.sin(WORK_RAD) * _side(tangent)
     across[:, 2] -= math.cos(WORK_RAD)
     return math.sin(TRAVEL_RAD) * tangent + math.cos(TRAVEL_RAD) * across
 
