@@ -56,15 +56,16 @@ def to_onnx(
             f"an interface of {interface.observation_size} → {interface.action_size}"
         )
     weights = {name: value.numpy() for name, value in policy.tensors().items()}
+    # Names of signals are identifiers; every other name has a dot, so that none can meet.
     constants: dict[str, np.ndarray | np.float32] = {
-        "mean": weights["normaliser.mean"],
-        "std": weights["normaliser.std"],
-        "clip_low": np.float32(-OBSERVATION_CLIP),
-        "clip_high": np.float32(OBSERVATION_CLIP),
-        "minus_one": np.float32(-1.0),
-        "one": np.float32(1.0),
-        "scale": scale,
-        "offset": offset,
+        "policy.mean": weights["normaliser.mean"],
+        "policy.std": weights["normaliser.std"],
+        "policy.clip_low": np.float32(-OBSERVATION_CLIP),
+        "policy.clip_high": np.float32(OBSERVATION_CLIP),
+        "policy.minus_one": np.float32(-1.0),
+        "policy.one": np.float32(1.0),
+        "policy.scale": scale,
+        "policy.offset": offset,
     }
     nodes, inputs, outputs = [], [], []
     for signal in interface.observation:
@@ -74,10 +75,10 @@ def to_onnx(
             helper.make_node("Reshape", [signal.name, f"flat.{signal.name}"], [f"row.{signal.name}"])
         )
     nodes += [
-        helper.make_node("Concat", [f"row.{s.name}" for s in interface.observation], ["flat"], axis=1),
-        helper.make_node("Sub", ["flat", "mean"], ["centred"]),
-        helper.make_node("Div", ["centred", "std"], ["scaled"]),
-        helper.make_node("Clip", ["scaled", "clip_low", "clip_high"], ["hidden.0"]),
+        helper.make_node("Concat", [f"row.{s.name}" for s in interface.observation], ["policy.flat"], axis=1),
+        helper.make_node("Sub", ["policy.flat", "policy.mean"], ["policy.centred"]),
+        helper.make_node("Div", ["policy.centred", "policy.std"], ["policy.scaled"]),
+        helper.make_node("Clip", ["policy.scaled", "policy.clip_low", "policy.clip_high"], ["hidden.0"]),
     ]
     last = len(policy.hidden)
     for i in range(last + 1):
@@ -87,13 +88,15 @@ def to_onnx(
         if i < last:
             nodes.append(helper.make_node(_NODES[policy.activation], [f"linear.{i}"], [f"hidden.{i + 1}"]))
     nodes += [
-        helper.make_node("Clip", [f"linear.{last}", "minus_one", "one"], ["unit"]),
-        helper.make_node("Mul", ["unit", "scale"], ["without_offset"]),
-        helper.make_node("Add", ["without_offset", "offset"], ["si"]),
+        helper.make_node("Clip", [f"linear.{last}", "policy.minus_one", "policy.one"], ["policy.unit"]),
+        helper.make_node("Mul", ["policy.unit", "policy.scale"], ["policy.without_offset"]),
+        helper.make_node("Add", ["policy.without_offset", "policy.offset"], ["policy.si"]),
     ]
-    constants["sizes"] = np.array([s.size for s in interface.action], np.int64)
+    constants["policy.sizes"] = np.array([s.size for s in interface.action], np.int64)
     nodes.append(
-        helper.make_node("Split", ["si", "sizes"], [f"part.{s.name}" for s in interface.action], axis=1)
+        helper.make_node(
+            "Split", ["policy.si", "policy.sizes"], [f"part.{s.name}" for s in interface.action], axis=1
+        )
     )
     for signal in interface.action:
         out = output_name(signal.name)

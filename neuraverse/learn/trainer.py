@@ -35,7 +35,7 @@ class Trainer:
         run_dir: Where checkpoints and TensorBoard files go; a run found there is resumed. None keeps nothing.
         eval_env: Environments for validation; without them the training environments are used if their state
             can be put back, else there is no validation.
-        callbacks: Called with a `Progress` after each iteration.
+        callbacks: Called with a `Progress` after each iteration; `False` from one ends the run there.
         initial: A policy to start from, such as a parent's; it is copied, normaliser included.
         teacher: A parent to stay near to while it is better.
 
@@ -129,7 +129,7 @@ class Trainer:
 
         Args:
             total_steps: Instead of the recipe's ``ppo.total_steps``; steps of earlier sittings count.
-            on_progress: Called after each iteration, as the callbacks are; `False` ends the run there.
+            on_progress: Called after each iteration, as the callbacks are.
 
         Raises:
             TrainingError: Learning diverged.
@@ -141,6 +141,9 @@ class Trainer:
         wall, cpu = time.perf_counter(), time.process_time()
         self._begin()
         board = self._board()
+        listeners: list[Callable[[Progress], object]] = [*self.callbacks, *board]
+        if on_progress is not None:
+            listeners.append(on_progress)
         base_wall, base_cpu, first_step = self._spent_wall, self._spent_cpu, self.env_steps
         reached = self._reached()
         while self.env_steps < total and not reached:
@@ -154,13 +157,11 @@ class Trainer:
             self._spent_wall, self._spent_cpu = base_wall + seconds, base_cpu + time.process_time() - cpu
             progress = self._progress(update, total, seconds, self.env_steps - first_step, validated)
             self.curve.append(progress.curve_entry())
-            listeners: tuple[Callable[[Progress], object], ...] = (*self.callbacks, *board)
-            told = [listener(progress) for listener in listeners]
-            stop = on_progress is not None and on_progress(progress) is False
-            last = reached or stop or self.env_steps >= total
+            stop = any([listener(progress) is False for listener in listeners])
+            last = stop or reached or self.env_steps >= total
             if self.run_dir is not None and (last or self.iteration % settings.checkpoint_every == 0):
                 self.save()
-            if stop or any(answer is False for answer in told):
+            if stop:
                 break
         for writer in board:
             writer.close()
