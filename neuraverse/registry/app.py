@@ -114,7 +114,8 @@ def _add_blobs(app: FastAPI, registry: Registry) -> None:
         created = await registry.blobs.put(digest, request.stream())
         return JSONResponse({"sha256": digest, "created": created}, 201 if created else 200)
 
-    @app.api_route("/v1/blobs/{digest}", methods=["GET", "HEAD"], response_class=Response)
+    @app.head("/v1/blobs/{digest}", response_class=Response)
+    @app.get("/v1/blobs/{digest}", response_class=Response)
     async def get_blob(digest: Hex, request: Request) -> Response:
         """Bytes by their SHA-256; ranges and conditional requests are answered."""
         size = registry.blobs.size(digest)

@@ -1,0 +1,145 @@
+"""Finding skills: list, search, pages, versions, aliases, latest; and the page for people."""
+
+from __future__ import annotations
+
+import pytest
+
+REF = "/v1/skills/acme/weld-seam"
+
+
+def test_nothing_yet(api, problem):
+    assert api.get("/v1/skills").json() == {"skills": [], "next": None}
+    problem(api.get(REF), 404)
+    problem(api.get(f"{REF}/latest"), 404)
+    assert api.get("/health").json()["status"] == "ok"
+    assert "Nothing here yet" in api.get("/").text
+
+
+def test_latest_is_the_highest_release(api, publish_new, problem):
+    publish_new(version="1.0.0-rc.1")
+    assert api.get(f"{REF}/latest").json()["version"] == "1.0.0-rc.1"
+    for version in ("1.9.0", "1.10.0", "2.0.0-rc.1"):
+        publish_new(version=version)
+    assert api.get(f"{REF}/latest").json()["version"] == "1.10.0"
+    versions = [v["version"] for v in api.get(REF).json()["versions"]]
+    assert versions == ["1.10.0", "1.9.0", "2.0.0-rc.1", "1.0.0-rc.1"]
+    assert api.get("/v1/skills").json()["skills"][0]["version"] == "1.10.0"
+    assert api.get(f"{REF}/2.0.0-rc.1").json()["version"] == "2.0.0-rc.1"
+    assert "'1.0.0'" in problem(api.get(f"{REF}/1.0.0"), 404)["detail"]
+
+
+def test_aliases_move_and_tell(api, publish_new, problem):
+    publish_new(version="1.0.0")
+    second = publish_new(version="1.1.0", seed=1)
+    alias = f"{REF}/aliases/stable"
+    assert api.put(alias, json={"version": "1.0.0"}).status_code == 200
+    assert api.get(f"{REF}/stable").json()["version"] == "1.0.0"
+    assert api.put(alias, json={"version": "1.1.0"}).status_code == 200
+    assert api.put(alias, json={"version": "1.1.0"}).status_code == 200  # moves nothing
+    assert api.get(f"{REF}/stable").json()["digest"] == second.digest
+    assert api.get(REF).json()["aliases"] == {"stable": "1.1.0"}
+    moves = [e for e in api.get("/v1/events?after=0").json()["events"] if e["type"] == "alias"]
+    assert [(m["version"], m["alias"], m["previous"]) for m in moves] == [
+        ("1.0.0", "stable", None),
+        ("1.1.0", "stable", "1.0.0"),
+    ]
+    problem(api.put(alias, json={"version": "9.9.9"}), 404)
+    problem(api.put("/v1/skills/acme/other/aliases/stable", json={"version": "1.0.0"}), 404)
+    assert api.get(REF).json()["aliases"] == {"stable": "1.1.0"}
+
+
+@pytest.mark.parametrize("alias", ["latest", "1.0.0", "Stable", "-x", "a" * 65, "ä", "a.b"])
+def test_aliases_that_cannot_be(api, publish_new, alias, problem):
+    publish_new()
+    answer = api.put(f"{REF}/aliases/{alias}", json={"version": "1.0.0"})
+    problem(answer, 409 if alias == "latest" else 400)
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"version": "1.0"}, {"version": "01.2.3"}, {"version": 1}, {"version": "1.0.0", "x": 1}]
+)
+def test_alias_bodies_that_cannot_be(api, publish_new, body, problem):
+    publish_new()
+    assert "version" in problem(api.put(f"{REF}/aliases/stable", json=body), 422)["detail"] or "x" in body
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/skills/%2e%2e/x",
+        "/v1/skills/ACME/x",
+        "/v1/skills/acme/we%5Cld",
+        "/v1/skills/acme/weld%00",
+        "/v1/skills/acme/wéld",
+        "/v1/skills/acme/" + "a" * 10_000,
+        "/v1/skills/acme/weld-seam/1.0.0%2f..",
+        "/v1/skills/acme/weld-seam/" + "1" * 65,
+        "/v1/skills?limit=0",
+        "/v1/skills?limit=101",
+        "/v1/skills?limit=x",
+        "/v1/skills?cursor=../x",
+        "/v1/skills?q=" + "a" * 201,
+        "/v1/orgs/../key",
+        "/v1/nothing",
+    ],
+)
+def test_names_and_parameters_that_cannot_be(api, path, problem):
+    answer = api.get(path)
+    problem(answer, 404 if answer.status_code == 404 else 400)
+
+
+def test_search_finds_all_words_anywhere(api, publish_new):
+    publish_new(name="weld-seam", title="Follow a Seam", tags=("welding",))
+    publish_new(name="grind", title="Grind 100% flat", description="with_care")
+
+    def names(q):
+        return [s["name"] for s in api.get("/v1/skills", params={"q": q}).json()["skills"]]
+
+    assert names("") == ["acme/grind", "acme/weld-seam"]
+    assert names("SEAM follow") == ["acme/weld-seam"]
+    assert names("welding testbot") == ["acme/grind", "acme/weld-seam"]
+    assert names("100%") == ["acme/grind"]
+    assert names("h_c") == ["acme/grind"]  # no wildcards
+    assert names("1%0") == []
+    assert names("follow grind") == []
+
+
+def test_an_entry_says_what_a_reader_needs(api, publish_new):
+    skill = publish_new()
+    (entry,) = api.get("/v1/skills").json()["skills"]
+    score = skill.manifest.evaluation
+    assert entry.pop("created").endswith("Z")
+    assert entry == {
+        "name": "acme/weld-seam",
+        "version": "1.0.0",
+        "digest": skill.digest,
+        "title": "Follow a seam",
+        "description": "",
+        "rate": 0.95,
+        "lower": score.lower,
+        "n": 100,
+        "robot": "testbot",
+    }
+
+
+def test_pages_hold_every_skill_once(api, publish_new):
+    expected = [f"acme/s{i}" for i in range(5)]
+    for name in reversed(expected):
+        publish_new(name=name.removeprefix("acme/"))
+    seen, cursor = [], ""
+    while cursor is not None:
+        answer = api.get("/v1/skills", params={"cursor": cursor, "limit": 2}).json()
+        assert len(answer["skills"]) <= 2
+        seen += [s["name"] for s in answer["skills"]]
+        cursor = answer["next"]
+    assert seen == expected
+
+
+def test_the_page_for_people_escapes(api, publish_new):
+    publish_new(title="<script>alert(1)</script>")
+    answer = api.get("/", params={"q": "script"})
+    assert "<script>" not in answer.text
+    assert "&lt;script&gt;" in answer.text
+    assert "acme/weld-seam@1.0.0" in answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert '"><img' not in api.get("/", params={"q": '"><img src=x>'}).text
