@@ -1,8 +1,12 @@
-"""Scoring a policy: deterministic, one episode per seed, on seeds that training never saw."""
+"""Scoring a policy: deterministic, one episode per seed, on seeds that training never saw.
+
+`run_episodes` gives what each episode came to and `score` the figures; several processes may run stretches of
+the seeds, and `join` puts those together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -71,6 +75,27 @@ class Scored:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """What each episode of a stretch of consecutive seeds came to.
+
+    Attributes:
+        seed_first: Seed of the first.
+        returns: (n,) undiscounted.
+        lengths: (n,) int64, steps.
+        reported: What the environment said of each, (n,) by name; NaN where it said nothing.
+        steps: Environment steps spent, over all environments.
+        finite: Whether every observation was finite.
+    """
+
+    seed_first: int
+    returns: np.ndarray
+    lengths: np.ndarray
+    reported: dict[str, np.ndarray]
+    steps: int
+    finite: bool
+
+
 def evaluate(
     policy: ActorCritic | Callable[[Tensor], Tensor],
     env: VectorEnv[Any, Any, Any],
@@ -94,6 +119,19 @@ def evaluate(
         IncompatibleError: The policy does not fit the environment's spaces.
         TrainingError: The policy acts with NaN, or an episode does not end.
     """
+    ran = run_episodes(policy, env, episodes=episodes, seed_first=seed_first, max_steps=max_steps)
+    return score(ran, success_return=success_return)
+
+
+def run_episodes(
+    policy: ActorCritic | Callable[[Tensor], Tensor],
+    env: VectorEnv[Any, Any, Any],
+    *,
+    episodes: int,
+    seed_first: int,
+    max_steps: int = 100_000,
+) -> Episodes:
+    """The episodes of `evaluate`, before they are summed up; the arguments and errors are the same."""
     port = TorchEnv(env, policy.device if isinstance(policy, ActorCritic) else "cpu")
     if isinstance(policy, ActorCritic):
         check_sizes(policy, port)
@@ -131,18 +169,49 @@ def evaluate(
                 break
         else:
             raise TrainingError(f"an episode did not end within {max_steps} steps")
-    successes = _successes(reported, returns, success_return)
+    return Episodes(
+        seed_first=seed_first,
+        returns=returns,
+        lengths=lengths,
+        reported=reported,
+        steps=steps,
+        finite=finite,
+    )
+
+
+def join(parts: Sequence[Episodes]) -> Episodes:
+    """Stretches of seeds, one after the other, as one."""
+    names = {name for part in parts for name in part.reported}
+    return Episodes(
+        seed_first=parts[0].seed_first,
+        returns=np.concatenate([part.returns for part in parts]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        reported={
+            name: np.concatenate(
+                [part.reported.get(name, np.full(len(part.returns), np.nan)) for part in parts]
+            )
+            for name in sorted(names)
+        },
+        steps=sum(part.steps for part in parts),
+        finite=all(part.finite for part in parts),
+    )
+
+
+def score(ran: Episodes, *, success_return: float | None = None) -> Scored:
+    """The figures of episodes; see `evaluate`."""
+    episodes = len(ran.returns)
+    successes = _successes(ran.reported, ran.returns, success_return)
     return Scored(
         score=None if successes is None else Score.of(int(successes.sum()), episodes),
         episodes=episodes,
-        seed_first=seed_first,
-        mean_return=float(returns.mean()),
-        mean_length=float(lengths.mean()),
-        steps=steps,
-        metrics=_metrics(reported),
-        returns=tuple(returns.tolist()),
+        seed_first=ran.seed_first,
+        mean_return=float(ran.returns.mean()),
+        mean_length=float(ran.lengths.mean()),
+        steps=ran.steps,
+        metrics=_metrics(ran.reported),
+        returns=tuple(ran.returns.tolist()),
         successes=None if successes is None else tuple(successes.tolist()),
-        finite=finite,
+        finite=ran.finite,
     )
 
 
