@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neuraverse.learn.adopt import Decision, Probe, decide, fine_tune, probe
+    from neuraverse.learn.adopt import Decision, Probe, child_recipe, decide, fine_tune, probe
     from neuraverse.learn.envs import make_env
     from neuraverse.learn.evaluate import Scored, evaluate
     from neuraverse.learn.export import policy_of, to_onnx
@@ -32,6 +32,7 @@ __all__ = [
     "Result",
     "Scored",
     "Trainer",
+    "child_recipe",
     "decide",
     "evaluate",
     "fine_tune",
@@ -50,6 +51,7 @@ _HOME = {
     "Result": "progress",
     "Scored": "evaluate",
     "Trainer": "trainer",
+    "child_recipe": "adopt",
     "decide": "adopt",
     "evaluate": "evaluate",
     "fine_tune": "adopt",

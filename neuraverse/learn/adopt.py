@@ -168,15 +168,14 @@ def fine_tune(
         ConfigError: The recipe is wrong.
         TrainingError: Learning diverged.
     """
-    recipe = _recipe(parent, recipe, overrides, robot, randomise)
-    if target is not None:
-        recipe = dataclasses.replace(
-            recipe, validation=dataclasses.replace(recipe.validation, stop_lower=target)
-        )
+    recipe = child_recipe(
+        parent, recipe=recipe, overrides=overrides, robot=robot, randomise=randomise, target=target
+    )
     if env is None:
-        env = _make(recipe, recipe.ppo.num_envs)
+        check_env(recipe.env)
+        env = make_env(recipe.env, recipe.ppo.num_envs)
         if eval_env is None and recipe.validation.every:
-            eval_env = _make(recipe, recipe.validation.episodes)
+            eval_env = make_env(recipe.env, recipe.validation.episodes)
     problems = interface_problems(parent.interface, interface_of(env))
     if problems:
         raise IncompatibleError(f"{parent.ref} cannot be fine-tuned here", problems=problems)
@@ -208,35 +207,48 @@ def fine_tune(
     return trainer.fit()
 
 
-def _recipe(
+def child_recipe(
     parent: Skill,
-    recipe: Recipe | None,
-    overrides: Iterable[str],
-    robot: str | None,
-    randomise: Mapping[str, tuple[float, float]] | None,
+    *,
+    recipe: Recipe | None = None,
+    overrides: Iterable[str] = (),
+    robot: str | None = None,
+    randomise: Mapping[str, tuple[float, float]] | None = None,
+    target: float | None = None,
 ) -> Recipe:
-    """The recipe of the child: the parent's, with the steps and the learning rate of ``[fine_tune]``."""
+    """The recipe of the child: the parent's, with the steps and the learning rate of ``[fine_tune]``.
+
+    See `fine_tune` for the arguments. A recipe that came from here stays as it is.
+
+    Raises:
+        ConfigError: A field is wrong.
+    """
     manifest = parent.manifest
     plain = dict(manifest.training.recipe) if recipe is None else recipe.to_dict()
     source = f"recipe of {parent.ref}" if recipe is None else "recipe"
     if not plain:
         plain = {"skill": {"name": parent.name}, "env": {"id": manifest.task.env_id}}
     child = Recipe.parse(plain, overrides, source=source)
-    env = child.env
+    env, validation = child.env, child.validation
     if robot is not None or randomise is not None:
         env = EnvSettings(
             id=env.id, robot=robot or env.robot, randomise=dict(randomise or {}), kwargs=env.kwargs
         )
+    if target is not None:
+        validation = dataclasses.replace(validation, stop_lower=target)
     ppo = dataclasses.replace(child.ppo, lr=child.fine_tune.lr, total_steps=child.fine_tune.total_steps)
-    return dataclasses.replace(child, env=env, ppo=ppo)
+    return dataclasses.replace(child, env=env, ppo=ppo, validation=validation)
 
 
-def _make(recipe: Recipe, num_envs: int) -> VectorEnv[Any, Any, Any]:
-    """Make the environment that a manifest names, importing nothing but what is known here already."""
-    package = recipe.env.id.rpartition(":")[0].partition(".")[0]
+def check_env(settings: EnvSettings) -> None:
+    """Refuse an environment that a manifest names and whose module nobody here has loaded; it could be any.
+
+    Raises:
+        ConfigError: The module is neither loaded nor our own.
+    """
+    package = settings.id.rpartition(":")[0].partition(".")[0]
     if package and package != _OWN_ENVS and package not in sys.modules:
         raise ConfigError(
-            f"the skill asks for the environment {recipe.env.id}, whose module is not loaded here",
+            f"the skill asks for the environment {settings.id}, whose module is not loaded here",
             remedy="import it, or make the environment yourself and pass env=",
         )
-    return make_env(recipe.env, num_envs)
