@@ -24,7 +24,7 @@ from neuraverse.errors import IntegrityError, UsageError, WeightsError
 from neuraverse.interface import Interface
 from neuraverse.manifest import BLOBS, MAX_FILE_BYTES, MAX_MANIFEST_BYTES, FileEntry, SkillManifest, digest_of
 from neuraverse.policy import Policy
-from neuraverse.storage import disk_errors, new_folder, read_regular, write_atomic
+from neuraverse.storage import disk_errors, new_folder, read_regular
 from neuraverse.tensors import check_tensors, read_tensors
 
 if TYPE_CHECKING:
@@ -131,9 +131,10 @@ class Skill:
         manifest_bytes = manifest.model_copy(update={"files": entries}).to_bytes()
         SkillManifest.parse(manifest_bytes)
         with new_folder(path) as folder:
-            for name in BLOBS:
-                write_atomic(folder / name, files[name])
-            write_atomic(folder / MANIFEST, manifest_bytes)
+            with disk_errors("write", path):
+                for name in BLOBS:
+                    (folder / name).write_bytes(files[name])
+                (folder / MANIFEST).write_bytes(manifest_bytes)
             if sign is not None:
                 sign(folder)
         return cls(path, manifest_bytes)

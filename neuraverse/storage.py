@@ -120,7 +120,11 @@ def new_folder(path: Path) -> Iterator[Path]:
                 _sync(file)
             sync_folder(temporary)
             os.rename(temporary, path)
-            sync_folder(path.parent)
+            try:
+                sync_folder(path.parent)
+            except OSError:
+                os.rename(path, temporary)
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -27,6 +28,10 @@ from neuraverse.manifest import (
 from neuraverse.policy import output_name
 from neuraverse.skill import Skill
 from neuraverse.trust import KeyStore, sign
+
+# A busy machine is no reason to fail.
+hypothesis.settings.register_profile("house", deadline=None)
+hypothesis.settings.load_profile("house")
 
 OPSET = 20
 TWIST = "m/s,m/s,m/s,rad/s,rad/s,rad/s"

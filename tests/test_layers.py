@@ -13,7 +13,7 @@ import pytest
 import neuraverse
 
 ROOT = Path(__file__).parents[1]
-CORE = ["errors", "interface", "storage", "tensors", "graph", "policy", "manifest", "skill", "trust"]
+CORE = ["errors", "interface", "storage", "tensors", "graph", "policy", "manifest", "skill", "keys", "trust"]
 CHAIN = [*CORE, "client", "runtime", "cli"]
 """Each may import only what stands to its left."""
 
