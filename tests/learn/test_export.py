@@ -35,7 +35,7 @@ def trained_like(activation: str = "elu") -> ActorCritic:
         12, 3, hidden=(32, 16), activation=activation, generator=torch.Generator().manual_seed(2)
     )
     torch.manual_seed(2)
-    policy.actor.weights[-1].normal_(0.0, 0.5)
+    policy.actor.weights[-1].normal_(0.0, 0.15)
     for bias in (*policy.actor.biases, *policy.critic.biases):
         bias.normal_(0.0, 0.1)
     policy.freeze_normaliser(torch.randn(100, 12) * torch.logspace(-3, 2, 12) + 5.0)
