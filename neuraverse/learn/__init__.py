@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neuraverse.learn.adopt import Decision, Probe, child_recipe, decide, fine_tune, probe
     from neuraverse.learn.envs import make_env
-    from neuraverse.learn.evaluate import Scored, evaluate
+    from neuraverse.learn.evaluation import Scored, evaluate
     from neuraverse.learn.export import policy_of, to_onnx
     from neuraverse.learn.policy import ActorCritic
     from neuraverse.learn.progress import Progress, Result
     from neuraverse.learn.recipe import Recipe
-    from neuraverse.learn.seal import seal
+    from neuraverse.learn.sealing import seal
     from neuraverse.learn.trainer import Trainer
 
 __all__ = [
@@ -49,16 +49,16 @@ _HOME = {
     "Progress": "progress",
     "Recipe": "recipe",
     "Result": "progress",
-    "Scored": "evaluate",
+    "Scored": "evaluation",
     "Trainer": "trainer",
     "child_recipe": "adopt",
     "decide": "adopt",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "fine_tune": "adopt",
     "make_env": "envs",
     "policy_of": "export",
     "probe": "adopt",
-    "seal": "seal",
+    "seal": "sealing",
     "to_onnx": "export",
 }
 

@@ -22,7 +22,7 @@ from gymnasium.vector import VectorEnv
 from neuraverse.errors import ConfigError, IncompatibleError, TrainingError
 from neuraverse.interface import Interface
 from neuraverse.learn.envs import interface_of, make_env
-from neuraverse.learn.evaluate import Scored, evaluate
+from neuraverse.learn.evaluation import Scored, evaluate
 from neuraverse.learn.export import policy_of
 from neuraverse.learn.ppo import Teacher
 from neuraverse.learn.progress import Progress, Result
@@ -92,7 +92,7 @@ def probe(
         env: The receiver's environment.
         episodes: How many.
         seed_first: Disjoint from the seeds of validation and of published scores.
-        success_return: See `neuraverse.learn.evaluate.evaluate`.
+        success_return: See `neuraverse.learn.evaluation.evaluate`.
     """
     problems = interface_problems(skill.interface, interface_of(env))
     if problems:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neuraverse.learn.evaluate import Scored
+from neuraverse.learn.evaluation import Scored
 from neuraverse.learn.policy import ActorCritic
 from neuraverse.learn.ppo import UpdateStats
 from neuraverse.manifest import Score

@@ -16,7 +16,7 @@ from neuraverse.errors import ConfigError, MissingExtraError
 from neuraverse.learn import checkpoint
 from neuraverse.learn.board import Board
 from neuraverse.learn.envs import TorchEnv, make_env
-from neuraverse.learn.evaluate import Scored, check_sizes, evaluate, note_of, scored_of
+from neuraverse.learn.evaluation import Scored, check_sizes, evaluate, note_of, scored_of
 from neuraverse.learn.policy import ActorCritic
 from neuraverse.learn.ppo import Ppo, Teacher, UpdateStats
 from neuraverse.learn.progress import Progress, Result

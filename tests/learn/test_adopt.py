@@ -10,9 +10,9 @@ import torch
 from neuraverse.errors import ConfigError, IncompatibleError
 from neuraverse.interface import Interface, Signal
 from neuraverse.learn.adopt import PROBE_SEED, Decision, Probe, decide, fine_tune, probe
-from neuraverse.learn.evaluate import evaluate
+from neuraverse.learn.evaluation import evaluate
 from neuraverse.learn.export import policy_of
-from neuraverse.learn.seal import seal
+from neuraverse.learn.sealing import seal
 from neuraverse.learn.trainer import Trainer
 from neuraverse.skill import Skill
 from neuraverse.trust import verify

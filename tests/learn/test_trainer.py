@@ -1,13 +1,16 @@
 """The loop: it learns, it resumes to the same numbers, it stops where it should."""
 
+import importlib
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import neuraverse.learn as learn
 from neuraverse.errors import ConfigError, IntegrityError
 from neuraverse.learn.checkpoint import CHECKPOINT
 from neuraverse.learn.envs import make_env
-from neuraverse.learn.evaluate import evaluate
+from neuraverse.learn.evaluation import evaluate
 from neuraverse.learn.policy import ActorCritic
 from neuraverse.learn.recipe import Recipe
 from neuraverse.learn.trainer import Trainer
@@ -197,3 +200,9 @@ def test_minibatches_must_divide_the_rollout(reach):
 def test_an_absent_device_is_named(reach):
     with pytest.raises(ConfigError, match="the device 'nonsense' cannot be used"):
         Trainer(reach.env(2), reach.recipe(), device="nonsense")
+
+
+def test_public_names_are_functions_and_classes_not_modules():
+    for name in learn.__all__:
+        importlib.import_module(f"neuraverse.learn.{learn._HOME[name]}")
+        assert callable(getattr(learn, name)), name

@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 
 from neuraverse.learn.card import model_card
 from neuraverse.learn.envs import TorchEnv, interface_of
-from neuraverse.learn.evaluate import Scored
+from neuraverse.learn.evaluation import Scored
 from neuraverse.learn.export import OPSET, to_onnx, to_safetensors
 from neuraverse.learn.progress import Result
 from neuraverse.learn.recipe import Recipe

@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode
 
 from neuraverse.errors import ConfigError, IncompatibleError, TrainingError, UnknownNameError
 from neuraverse.learn.envs import interface_of, make_env
-from neuraverse.learn.evaluate import evaluate, note_of, scored_of
+from neuraverse.learn.evaluation import evaluate, note_of, scored_of
 from neuraverse.learn.policy import ActorCritic
 from neuraverse.learn.recipe import EnvSettings
 from neuraverse.manifest import wilson_lower
