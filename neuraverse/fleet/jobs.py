@@ -14,7 +14,7 @@ from neuraverse.fleet.cluster import Resources
 from neuraverse.fleet.supervisor import Job, run
 from neuraverse.fleet.workers import Where
 from neuraverse.learn.adopt import check_env, child_recipe
-from neuraverse.learn.evaluate import Scored, join, score
+from neuraverse.learn.evaluation import Scored, join, score
 from neuraverse.learn.export import policy_of
 from neuraverse.learn.policy import ActorCritic
 from neuraverse.learn.progress import Progress, Result
@@ -226,7 +226,7 @@ def evaluate(
         seed_first: Seed of the first.
         num_envs: Environments in a batch.
         workers: How many at most; one per CPU of the cluster if not given.
-        success_return: See `neuraverse.learn.evaluate.evaluate`.
+        success_return: See `neuraverse.learn.evaluation.evaluate`.
         resources: Of each worker; one CPU if not given.
         max_restarts: How many workers of one share may die.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
     from neuraverse.interface import Interface
-    from neuraverse.learn.evaluate import Episodes, Scored
+    from neuraverse.learn.evaluation import Episodes, Scored
     from neuraverse.learn.policy import ActorCritic
     from neuraverse.learn.progress import Progress, Result
     from neuraverse.learn.recipe import EnvSettings, Recipe
@@ -158,7 +158,7 @@ class Worker:
         from neuraverse.errors import IncompatibleError
         from neuraverse.learn.adopt import interface_problems
         from neuraverse.learn.envs import interface_of
-        from neuraverse.learn.evaluate import run_episodes
+        from neuraverse.learn.evaluation import run_episodes
 
         with self._job(), contextlib.closing(make_env(env, num_envs, self._threads)) as made:
             problems = interface_problems(interface, interface_of(made)) if interface is not None else []
