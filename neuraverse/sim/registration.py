@@ -6,6 +6,7 @@ itself and finds the task registered.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,6 +16,9 @@ import gymnasium
 from neuraverse.errors import ConfigError
 from neuraverse.sim.task import Task
 from neuraverse.sim.vector_env import TaskEnv, TaskVectorEnv
+
+BUILTIN = "neuraverse_envs"  # imported by name when tasks are listed: sim never imports envs by itself
+_tasks: dict[str, Callable[..., Task]] = {}  # canonical id -> the task
 
 
 def register(env_id: str, task: Callable[..., Task], **defaults: Any) -> None:
@@ -41,6 +45,13 @@ def register(env_id: str, task: Callable[..., Task], **defaults: Any) -> None:
         )
     except gymnasium.error.Error as err:
         raise ConfigError(f"{env_id!r} is no environment id ({err})", remedy="write namespace/Name-v0") from err
+    _tasks[f"{task.__module__.partition('.')[0]}:{env_id}"] = task
+
+
+def tasks() -> dict[str, Callable[..., Task]]:
+    """The tasks registered so far, the built-in ones included, by canonical id."""
+    importlib.import_module(BUILTIN)
+    return dict(sorted(_tasks.items()))
 
 
 def _make_env(task: Callable[..., Task], *, render_mode: str | None = None, **kwargs: Any) -> TaskEnv:

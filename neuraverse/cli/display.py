@@ -1,0 +1,105 @@
+"""What training shows while it goes on, and how Ctrl-C ends it in good order."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from neuraverse.cli.output import console_on, note
+
+if TYPE_CHECKING:
+    from neuraverse.learn import Progress
+
+_LINE_EVERY_S = 10.0  # where there is no terminal
+
+
+@contextlib.contextmanager
+def training(title: str) -> Iterator[Callable[[Progress], bool]]:
+    """A live line on stderr for a run; yields the callback for it, which returns whether to go on.
+
+    The first Ctrl-C lets the iteration end and its checkpoint be written, the second one is immediate.
+
+    Raises:
+        KeyboardInterrupt: At the end, if the run was interrupted.
+    """
+    stop = threading.Event()
+    with _stoppable(stop), _shown(title) as show:
+
+        def go_on(progress: Progress) -> bool:
+            show(progress)
+            return not stop.is_set()
+
+        yield go_on
+    if stop.is_set():
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _stoppable(stop: threading.Event) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, previous)
+        note("stopping after this iteration; Ctrl-C again stops at once")
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _shown(title: str) -> Iterator[Callable[[Progress], None]]:
+    console = console_on(stderr=True)
+    if not console.is_terminal:
+        yield _lines(title)
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task: Any = bar.add_task(title, total=None, words="begins")
+
+        def show(progress: Progress) -> None:
+            bar.update(
+                task, completed=progress.env_steps, total=progress.total_steps, words=progress_words(progress)
+            )
+
+        yield show
+
+
+def _lines(title: str) -> Callable[[Progress], None]:
+    due = 0.0
+
+    def show(progress: Progress) -> None:
+        nonlocal due
+        if time.monotonic() >= due or progress.env_steps >= progress.total_steps:
+            due = time.monotonic() + _LINE_EVERY_S
+            note(f"{title}: {progress.env_steps / progress.total_steps:.0%}, {progress_words(progress)}")
+
+    return show
+
+
+def progress_words(progress: Progress) -> str:
+    """Steps a second, success, return and time left."""
+    words = [f"{progress.steps_per_s:,.0f} steps/s"]
+    if progress.success is not None:
+        words.append(f"success {progress.success:.1%}")
+    if progress.ep_return is not None:
+        words.append(f"return {progress.ep_return:.1f}")
+    minutes, seconds = divmod(round(progress.seconds_left), 60)
+    words.append(f"at most {minutes}:{seconds:02d} left")
+    return ", ".join(words)

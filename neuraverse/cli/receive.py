@@ -1,0 +1,254 @@
+"""Receive: search, show, watch, pull, verify."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from neuraverse.cli import options
+from neuraverse.cli.options import RECEIVE, example
+from neuraverse.cli.output import Out, score_json, score_words
+from neuraverse.errors import ContentError, UsageError
+
+if TYPE_CHECKING:
+    from neuraverse.client import Client
+    from neuraverse.manifest import SkillManifest
+
+_ANCESTORS = 100  # a graph that a publisher made: bounded
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands of this module."""
+    app.command("search", rich_help_panel=RECEIVE, epilog=example("neuraverse search weld ur5e"))(search)
+    app.command("list", hidden=True, epilog=example("neuraverse list"))(search)
+    app.command("show", rich_help_panel=RECEIVE, epilog=example("neuraverse show acme/weld-seam"))(show)
+    app.command(
+        "watch",
+        rich_help_panel=RECEIVE,
+        epilog=example("neuraverse watch acme/weld-seam", "neuraverse watch --after 0"),
+    )(watch)
+    app.command(
+        "pull", rich_help_panel=RECEIVE, epilog=example("neuraverse pull acme/weld-seam@1.0.0 --robot ur5e")
+    )(pull)
+    app.command(
+        "verify",
+        rich_help_panel=RECEIVE,
+        epilog=example("neuraverse verify ./skill", "neuraverse verify acme/weld-seam"),
+    )(verify)
+
+
+def search(
+    query: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[WORD]...", help="Words that must all occur; everything without.", show_default=False
+        ),
+    ] = None,
+    registry: options.Registry = None,
+    json: options.Json = None,
+) -> None:
+    """Find skills by words in name, title, description, tags, robot or environment; list is the same."""
+    from neuraverse.client import Client
+
+    out = Out(json)
+    with Client(registry) as client:
+        found = client.search(" ".join(query or ()))
+        url = client.url
+    out.table(
+        ("skill", "title", "robot", "success", "95 % lower", "n"),
+        [
+            (f"{s.name}@{s.version}", s.title, s.robot, f"{s.rate:.1%}", f"{s.lower:.1%}", str(s.n))
+            for s in found
+        ],
+    )
+    if not found:
+        out.line(f"no skill at {url} matches" if query else f"no skill at {url} yet")
+    out.json([dataclasses.asdict(s) for s in found])
+
+
+def show(ref: options.Ref, registry: options.Registry = None, json: options.Json = None) -> None:
+    """Show what a skill is: interface, body, score, cost, lineage. Who signed it is for verify to check."""
+    from neuraverse.client import Client
+    from neuraverse.client.refs import is_path
+    from neuraverse.manifest import SkillManifest, digest_of
+    from neuraverse.skill import MANIFEST, Skill
+
+    out = Out(json)
+    if is_path(ref):
+        data = Skill.open(Path(ref).expanduser()).read(MANIFEST)
+        ancestors, children = [], ()
+    else:
+        with Client(registry) as client:
+            found = client.resolve(ref)
+            data = client.manifest(found.digest)
+            ancestors = _ancestors(client, SkillManifest.parse(data))
+            children = client.children(found)
+    manifest = SkillManifest.parse(data)
+    out.line(f"{manifest.ref}  {digest_of(data)}")
+    if manifest.description:
+        out.line(manifest.description)
+    out.fields(_facts(manifest))
+    out.table(
+        ("signal", "", "shape", "unit", "frame", "means"),
+        [
+            (s.name, kind, str(s.shape), s.unit, s.frame, s.description)
+            for kind, signals in (
+                ("observed", manifest.interface.observation),
+                ("commanded", manifest.interface.action),
+            )
+            for s in signals
+        ],
+    )
+    for digest, parent in ancestors:
+        out.line(f"descends from {parent.ref}  {digest}  success {score_words(parent.evaluation.score)}")
+    if not ancestors:
+        out.fields([("parents", " ".join(manifest.parents))])
+    out.fields([("children", " ".join(children))])
+    out.json(
+        {
+            "digest": digest_of(data),
+            "manifest": manifest.model_dump(mode="json"),
+            "ancestors": [
+                {"skill": m.ref, "digest": d, "success": score_json(m.evaluation.score)} for d, m in ancestors
+            ],
+            "children": list(children),
+        }
+    )
+
+
+def _ancestors(client: Client, manifest: SkillManifest) -> list[tuple[str, SkillManifest]]:
+    """Digest and manifest of parents, grandparents and so on, the nearest first."""
+    from neuraverse.manifest import SkillManifest as Manifest
+
+    found: dict[str, SkillManifest] = {}
+    waiting = list(manifest.parents)
+    while waiting and len(found) < _ANCESTORS:
+        digest = waiting.pop(0)
+        if digest not in found:
+            found[digest] = Manifest.parse(client.manifest(digest))
+            waiting += found[digest].parents
+    return list(found.items())
+
+
+def _facts(manifest: SkillManifest) -> list[tuple[str, str]]:
+    body, training, needs = manifest.body, manifest.training, manifest.interface.requires
+    spread = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in manifest.randomised.items())
+    return [
+        ("title", manifest.title),
+        ("license", manifest.license),
+        ("created", manifest.created.isoformat()),
+        ("task", manifest.task.env_id),
+        ("success means", manifest.task.success),
+        ("success", score_words(manifest.evaluation.score)),
+        ("parent's", score_words(manifest.evaluation.source)),
+        (
+            "body",
+            f"{body.robot}: {body.dof} joints, servo {body.servo_hz:g} Hz,"
+            f" latency {body.latency_s * 1e3:g} ms, tool {body.tool_mass_kg:g} kg",
+        ),
+        ("trained over", spread),
+        (
+            "requires",
+            f"{manifest.interface.rate_hz:g} Hz, reach {needs.reach_m:g} m,"
+            f" tool speed {needs.linear_speed_m_s:g} m/s and {needs.angular_speed_rad_s:g} rad/s",
+        ),
+        ("network", f"{' × '.join(map(str, manifest.network.hidden))}, {manifest.network.activation}"),
+        ("cost", f"{training.env_steps:,} steps, {training.wall_s:.0f} s, {training.cpu_s:.0f} CPU s"),
+        ("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
+    ]
+
+
+def watch(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[ORG/SKILL]", help="Only this skill; all without.", show_default=False),
+    ] = None,
+    after: Annotated[
+        int | None,
+        typer.Option(
+            "--after", min=0, help="Events behind this number; 0 is the beginning, now if not given."
+        ),
+    ] = None,
+    registry: options.Registry = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Print what happens in a registry as it happens, until Ctrl-C. Lost connections are made anew."""
+    from neuraverse.client import Client, Ref
+
+    if name is not None and Ref.parse(name).name != name:
+        raise UsageError(
+            f"{name!r} is not ORG/SKILL", remedy="leave out the version: all of them are watched"
+        )
+    out = Out()
+    with Client(registry) as client:
+        for event in client.watch(after, name):
+            if json:
+                out_line(dataclasses.asdict(event))
+                continue
+            alias = f" as {event.alias}" if event.alias else ""
+            parents = f"  child of {' '.join(event.parents)}" if event.parents else ""
+            out.line(f"{event.id:>6}  {event.at}  {event.type} {event.name}@{event.version}{alias}{parents}")
+            sys.stdout.flush()
+
+
+def out_line(value: dict[str, Any]) -> None:
+    """One JSON object as one line, at once."""
+    import json
+
+    print(json.dumps(value), flush=True)
+
+
+def pull(
+    ref: options.Ref,
+    robot: options.Robot = None,
+    tool: options.Tool = None,
+    env: options.Env = None,
+    registry: options.Registry = None,
+    json: options.Json = None,
+) -> None:
+    """Download a skill and print its folder, or refuse it as soon as anything is wrong.
+
+    Checked are signature and trust, then with --robot whether the robot can supply the interface, then every
+    file. No weight is read before all of this holds. A pull that was cut goes on.
+    """
+    from neuraverse.cli.cell import fetch, offer_of
+    from neuraverse.client import Client
+    from neuraverse.manifest import SkillManifest
+
+    out = Out(json)
+    if robot is None and (tool or env):
+        raise UsageError("--tool and --env are for checking a robot", remedy="name it with --robot")
+    offer, settled = None, ref
+    if robot is not None:
+        with Client(registry) as client:
+            settled = client.resolve(ref).digest
+            offer = offer_of(SkillManifest.parse(client.manifest(settled)), robot, tool, env)
+    skill = fetch(settled, registry, offer)
+    out.fields([("skill", skill.ref), ("digest", skill.digest), ("folder", str(skill.path))])
+    out.json({"skill": skill.ref, "digest": skill.digest, "path": str(skill.path)})
+
+
+def verify(ref: options.Ref, registry: options.Registry = None, json: options.Json = None) -> None:
+    """Check a skill whole: every file, its signature, and that you trust the key; exit 1 if not."""
+    from neuraverse.cli.cell import fetch
+    from neuraverse.client.refs import is_path
+    from neuraverse.skill import Skill
+    from neuraverse.trust import verify_skill
+
+    out = Out(json)
+    try:
+        local = is_path(ref) or Path(ref).is_dir()
+        skill = Skill.open(Path(ref).expanduser()) if local else fetch(ref, registry)
+        fingerprint = verify_skill(skill)
+    except ContentError as error:
+        out.json(
+            {"ok": False, "error": type(error).__name__, "message": error.message, "remedy": error.remedy}
+        )
+        raise
+    out.line(f"{skill.ref} is good")
+    out.fields([("digest", skill.digest), ("signed by", f"{fingerprint}, trusted for {skill.manifest.org}")])
+    out.json({"ok": True, "skill": skill.ref, "digest": skill.digest, "signed_by": fingerprint})

@@ -1,0 +1,204 @@
+"""The work behind ``train`` and ``fine-tune``: run, score, seal, sign."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neuraverse.cli.cell import fetch, load_tasks, outside, recipe_for, signing_key, slug
+from neuraverse.cli.display import training
+from neuraverse.cli.output import Out, busy, note, score_json, score_words
+from neuraverse.errors import IncompatibleError, UsageError
+from neuraverse.skill import Skill
+
+if TYPE_CHECKING:
+    from neuraverse.learn import Recipe, Result
+
+RUNS = Path("runs")
+SKILL = "skill"
+
+
+def train(
+    name: str,
+    overrides: Sequence[str],
+    *,
+    seed: int,
+    seeds: int,
+    device: str | None,
+    run_dir: Path | None,
+    skill_dir: Path | None,
+    key: str | None,
+    out: Out,
+) -> None:
+    """Train one recipe with one or more seeds; seal the best run."""
+    from neuraverse.learn import Recipe
+
+    recipe = Recipe.load(name, overrides)
+    numbers = tuple(range(seed, seed + seeds))
+    label = f"seed{seed}" if seeds == 1 else f"seeds{seed}-{numbers[-1]}"
+    folder = run_dir or RUNS / f"{recipe.skill.name.partition('/')[2]}-{label}"
+    target = skill_dir or folder / SKILL
+    if _done(target, recipe, numbers, ()):
+        _report(Skill.open(target), recipe, folder, out)
+        return
+    private = signing_key(key)
+
+    from neuraverse.learn import Trainer, evaluate, make_env, seal
+
+    load_tasks()
+    scoring = make_env(recipe.env, min(recipe.eval.episodes, recipe.eval.num_envs))
+    runs = []
+    for number in numbers:
+        place = folder if seeds == 1 else folder / f"seed-{number}"
+        trainer = Trainer.from_recipe(recipe, seed=number, device=device, run_dir=place)
+        with training(f"{recipe.skill.name} seed {number}") as go_on:
+            runs.append(trainer.fit(on_progress=go_on))
+    best = max(runs, key=_rank)
+    with busy(f"scoring {recipe.eval.episodes} episodes"):
+        scored = evaluate(
+            best.policy,
+            scoring,
+            episodes=recipe.eval.episodes,
+            seed_first=recipe.eval.seed_first,
+            success_return=recipe.bar.success_return,
+        )
+    skill = seal(best, recipe, scored, target, env=scoring, key=private, runs=runs)
+    _report(skill, recipe, folder, out)
+
+
+def fine_tune(
+    ref: str,
+    overrides: Sequence[str],
+    *,
+    robot: str | None,
+    tool: str | None,
+    env_id: str | None,
+    seed: int,
+    device: str | None,
+    run_dir: Path | None,
+    skill_dir: Path | None,
+    key: str | None,
+    registry: str | None,
+    out: Out,
+) -> None:
+    """Carry a skill over to another body; seal the child."""
+    from neuraverse import learn
+
+    parent = fetch(ref, registry)
+    if not any(word.replace(" ", "").startswith("skill.name=") for word in overrides):
+        body = slug(robot or parent.manifest.body.robot)
+        overrides = (f'skill.name="local/{parent.name.partition("/")[2]}-{body}"', *overrides)
+    recipe = recipe_for(parent.manifest, env=env_id, robot=robot, tool=tool, overrides=overrides)
+    recipe = learn.child_recipe(parent, recipe=recipe)
+    folder = run_dir or RUNS / f"{recipe.skill.name.partition('/')[2]}-seed{seed}"
+    target = skill_dir or folder / SKILL
+    if _done(target, recipe, (seed,), (parent.digest,)):
+        _report(Skill.open(target), recipe, folder, out)
+        return
+    private = signing_key(key)
+    env = learn.make_env(recipe.env, recipe.ppo.num_envs)
+    validation = learn.make_env(recipe.env, recipe.validation.episodes)
+    for sentence in outside(parent.manifest, env):
+        note(f"outside what {parent.ref} was trained over: {sentence}")
+    bar = recipe.bar.success_return
+    with busy(f"probing {parent.ref} as it is"):
+        zero_shot = learn.probe(
+            parent, validation, episodes=recipe.fine_tune.probe_episodes, success_return=bar
+        )
+    if zero_shot.scored is None:
+        raise IncompatibleError(f"{parent.ref} cannot be fine-tuned here", problems=zero_shot.problems)
+    note(f"as it is: {score_words(zero_shot.scored.score) or f'return {zero_shot.scored.mean_return:.1f}'}")
+    with training(f"{recipe.skill.name} seed {seed}") as go_on:
+        result = learn.fine_tune(
+            parent,
+            env,
+            recipe=recipe,
+            zero_shot=zero_shot.scored,
+            seed=seed,
+            device=device,
+            run_dir=folder,
+            eval_env=validation,
+            callbacks=(go_on,),
+        )
+    settings = recipe.eval
+    scoring = learn.make_env(recipe.env, min(settings.episodes, settings.num_envs))
+    with busy(f"scoring parent and child, {settings.episodes} episodes each"):
+        before, after = (
+            learn.evaluate(
+                policy,
+                scoring,
+                episodes=settings.episodes,
+                seed_first=settings.seed_first,
+                success_return=bar,
+            )
+            for policy in (learn.policy_of(parent), result.policy)
+        )
+    skill = learn.seal(
+        result, recipe, after, target, env=scoring, key=private, parent=parent, parent_score=before.score
+    )
+    _report(skill, recipe, folder, out)
+
+
+def _done(path: Path, recipe: Recipe, seeds: tuple[int, ...], parents: tuple[str, ...]) -> bool:
+    """Whether the skill that would be made is there already.
+
+    Raises:
+        UsageError: Something else is there.
+    """
+    if not path.exists():
+        return False
+    training = Skill.open(path).manifest.training
+    same = training.recipe == recipe.to_dict() and training.seeds == seeds
+    if not same or Skill.open(path).manifest.parents != parents:
+        raise UsageError(
+            f"{path} holds the skill of another run",
+            remedy="choose another folder with --out, or remove that one",
+        )
+    note(f"{path} is there already, made by this very command")
+    return True
+
+
+def _rank(run: Result) -> tuple[float, float]:
+    if run.validation is not None:
+        return run.validation.rank
+    return 0.0, (run.curve[-1]["ep_return"] if run.curve else None) or 0.0
+
+
+def _report(skill: Skill, recipe: Recipe, folder: Path, out: Out) -> None:
+    manifest = skill.manifest
+    training, evaluation = manifest.training, manifest.evaluation
+    reached = evaluation.lower >= recipe.bar.success
+    speed = training.env_steps / max(training.wall_s, 1e-9)
+    out.line(f"{skill.ref}  {skill.digest}")
+    out.fields(
+        [
+            ("success", score_words(evaluation.score)),
+            ("parent", score_words(evaluation.source)),
+            ("bar", f"{'reached' if reached else 'not reached'}: lower bound {recipe.bar.success:g} wanted"),
+            ("mean return", f"{evaluation.metrics.get('mean_return', 0.0):.2f}"),
+            ("trained", f"{training.env_steps:,} steps in {training.wall_s:.0f} s ({speed:,.0f} steps/s)"),
+            ("skill", str(skill.path)),
+            ("next", f"neuraverse publish {skill.path}"),
+        ]
+    )
+    out.json(
+        {
+            "skill": skill.ref,
+            "digest": skill.digest,
+            "path": str(skill.path),
+            "run_dir": str(folder),
+            "parents": list(manifest.parents),
+            "seeds": list(training.seeds),
+            "seed_scores": training.seed_scores,
+            "env_steps": training.env_steps,
+            "wall_s": training.wall_s,
+            "cpu_s": training.cpu_s,
+            "device": training.device,
+            "episodes": evaluation.episodes,
+            "success": score_json(evaluation.score),
+            "source": score_json(evaluation.source),
+            "metrics": evaluation.metrics,
+            "bar": {"success": recipe.bar.success, "reached": reached},
+        }
+    )
