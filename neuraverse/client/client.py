@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Self
 
 from neuraverse.client.cache import Cache
 from neuraverse.client.download import Progress
-from neuraverse.client.publish import publish
-from neuraverse.client.pull import Pull, fetch_manifest, open_local
+from neuraverse.client.publishing import publish
+from neuraverse.client.pulling import Pull, fetch_manifest, open_local
 from neuraverse.client.refs import Event, Ref, Resolved, Summary, is_path, resolved_of
 from neuraverse.client.transport import Transport
-from neuraverse.client.watch import watch
+from neuraverse.client.watching import watch
 from neuraverse.errors import IntegrityError, NetworkError
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ Progress = Callable[[int, int], None]
 """Called with the bytes that are done and the bytes in total."""
 
 FRUITLESS_TRIES = 4  # in a row, without one new byte
-_CHUNK_BYTES = 256 << 10
 
 
 def fetch(
@@ -121,7 +120,7 @@ class _Download:
                 self._restart()
             elif response.status_code == 206:
                 self._check_start(response)
-            for chunk in response.iter_raw(_CHUNK_BYTES):
+            for chunk in response.iter_raw():
                 self._append(chunk)
         if self._have < self._size:
             raise NetworkError("the answer ended early")

@@ -30,7 +30,6 @@ CONNECT_S = 5.0
 READ_S = 30.0  # silence that ends a request
 ANSWER_S = 60.0  # all of a small answer
 MAX_ANSWER_BYTES = 8 << 20
-_CHUNK_BYTES = 256 << 10
 _RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -79,7 +78,7 @@ class Transport:
         *,
         headers: Mapping[str, str] | None = None,
         ok: tuple[int, ...] = (200,),
-        read_s: float = READ_S,
+        read_s: float | None = None,
         **request: Any,
     ) -> Iterator[httpx.Response]:
         """Send a request and give the response before its body is read.
@@ -89,7 +88,7 @@ class Transport:
             path: Path below the registry's address.
             headers: More headers.
             ok: Statuses to hand back; any other is an error.
-            read_s: Silence that ends the request [s].
+            read_s: Silence that ends the request [s]; `READ_S` if not given.
             request: ``params``, ``json`` or ``content`` of httpx.
 
         Raises:
@@ -98,8 +97,9 @@ class Transport:
         """
         import httpx
 
-        timeout = httpx.Timeout(max(read_s, READ_S), connect=CONNECT_S, read=read_s)
-        with self._failures(read_s):
+        silence_s = READ_S if read_s is None else read_s
+        timeout = httpx.Timeout(READ_S, connect=CONNECT_S, read=silence_s)
+        with self._failures(silence_s):
             asked = self._http.stream(
                 method,
                 self.url + path,
@@ -121,7 +121,7 @@ class Transport:
         """
         data = bytearray()
         deadline = time.monotonic() + ANSWER_S
-        for chunk in response.iter_raw(_CHUNK_BYTES):
+        for chunk in response.iter_raw():
             data += chunk
             if len(data) > limit:
                 raise NetworkError(

@@ -7,6 +7,8 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
+import anyio
+
 from neuraverse.registry.limits import HEARTBEAT_S
 
 Event = dict[str, Any]
@@ -56,7 +58,8 @@ async def sse(
     yield f"retry: 1000\nid: {after}\n{_RESET if reset else ''}\n".encode()
     while not feed.closed:
         ticket = feed.ticket()
-        found = await read(after)
+        with anyio.CancelScope(shield=True):  # a reader that leaves in the middle spoils no connection
+            found = await read(after)
         if found:
             after = found[-1]["id"]
             yield "".join(map(_block, found)).encode()

@@ -64,11 +64,9 @@ class Pull:
             skill = Skill.open(path)
             if skill.digest != found.digest:
                 raise IntegrityError(f"{path} holds {skill.digest}")
-            manifest, signature = skill.read(MANIFEST), skill.read(SIGNATURE)
-        except ContentError:  # changed on disk, so not what was checked: fetch it again
-            self._cache.discard_skill(found.digest)
+            self._admit(skill.read(MANIFEST), skill.read(SIGNATURE), found)
+        except ContentError:  # changed on the disk, or not trusted any more: the registry's copy will tell
             return None
-        self._admit(manifest, signature, found)
         return skill
 
     def _download(self, found: Resolved) -> Skill:
@@ -80,6 +78,8 @@ class Pull:
         manifest = self._admit(data, signature, found)
         self._fetch_files(manifest)
         target = self._cache.skill(found.digest)
+        if target.exists():
+            self._cache.discard_skill(found.digest)
         with new_folder(target) as folder:
             for name, entry in manifest.files.items():
                 self._cache.place(entry.sha256, folder / name)

@@ -1,0 +1,253 @@
+"""Watching: each event once and in order, whatever the network does."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+
+import httpx
+import pytest
+
+from neuraverse.client import Client, watch, watching
+from neuraverse.errors import NetworkError
+from neuraverse.registry import background
+
+NAME = "acme/weld-seam"
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    monkeypatch.setattr(watching, "POLL_S", 0.05)
+    monkeypatch.setattr(watching, "_FIRST_PAUSE_S", 0.02)
+
+
+@pytest.fixture
+def published(author, tiny_skill):
+    author.publish(tiny_skill.path)
+    return tiny_skill
+
+
+class Reader:
+    """Collects what a watch yields, in a thread."""
+
+    def __init__(self, iterator, stop):
+        self.events = []
+        self.error = None
+        self._stop = stop
+        self._thread = threading.Thread(target=self._run, args=(iterator,), daemon=True)
+        self._thread.start()
+
+    def _run(self, iterator):
+        try:
+            for event in iterator:
+                self.events.append(event)
+        except Exception as error:
+            self.error = error
+
+    def until(self, count, seconds=20.0):
+        deadline = time.monotonic() + seconds
+        while len(self.events) < count:
+            assert self.error is None
+            assert time.monotonic() < deadline, self.events
+            time.sleep(0.01)
+        return self.events
+
+    def end(self, seconds=5.0):
+        begun = time.monotonic()
+        self._stop.set()
+        self._thread.join(seconds)
+        assert not self._thread.is_alive()
+        assert self.error is None
+        return time.monotonic() - begun
+
+
+@pytest.fixture
+def read():
+    """Start to watch: ``read(client, after=, name=)``; ended with the test."""
+    readers = []
+
+    def start(client, **options):
+        stop = threading.Event()
+        readers.append(Reader(client.watch(stop=stop, **options), stop))
+        return readers[-1]
+
+    yield start
+    for reader in readers:
+        reader.end()
+
+
+def aliases(author, count, start=0):
+    for i in range(start, start + count):
+        author.set_alias(NAME, f"a{i}", "1.0.0")
+
+
+def test_from_now_on(author, robot, published, read):
+    reader = read(robot)
+    author.set_alias(NAME, "stable", "1.0.0")
+    (event,) = reader.until(1)
+    assert (event.id, event.type, event.alias, event.digest) == (2, "alias", "stable", published.digest)
+
+
+def test_from_the_beginning_and_by_name(author, robot, published, read, make_skill, tmp_path):
+    author.publish(make_skill(tmp_path / "grind", name="grind").path)
+    everything, one = read(robot, after=0), read(robot, after=0, name="acme/grind")
+    assert [e.name for e in everything.until(2)] == [NAME, "acme/grind"]
+    assert [e.id for e in one.until(1)] == [2]
+    assert everything.events[0].interface == published.interface.digest()
+
+
+def test_polling_gives_the_same_events(author, robot, published, read):
+    aliases(author, 3)
+    reader = read(robot, after=0)
+    assert reader.until(4) == robot.events(0)
+    assert robot.cursor() == 4
+    assert robot.events(2) == reader.events[2:]
+    assert robot.events(4, wait=0.1) == []
+
+
+def test_stop_ends_a_quiet_stream_soon(robot, published, read):
+    reader = read(robot, after=0)
+    reader.until(1)
+    time.sleep(0.3)  # now it is reading the stream
+    assert reader.end() < 2.0
+
+
+def test_an_event_comes_at_once_by_stream(author, robot, published, read):
+    reader = read(robot, after=1)
+    time.sleep(0.5)
+    begun = time.monotonic()
+    author.set_alias(NAME, "stable", "1.0.0")
+    reader.until(1)
+    assert time.monotonic() - begun < 2.0
+
+
+def test_no_registry_is_told_at_once(tmp_path):
+    with Client("http://127.0.0.1:9", home=tmp_path) as client, pytest.raises(NetworkError):
+        client.watch()
+    with pytest.raises(NetworkError):
+        watch(registry="http://127.0.0.1:9")
+
+
+def test_the_module_function_closes_its_client(author, published, url):
+    stop = threading.Event()
+    events = watch(NAME, after=0, registry=url, stop=stop)
+    assert next(events).digest == published.digest
+    stop.set()
+    assert list(events) == []
+
+
+def not_a_stream(net, kind):
+    """What a proxy may make of a stream."""
+
+    def meddle(request, response):
+        if not request.url.path.endswith("/stream"):
+            return response
+        if kind == "html":
+            return net.replaced(response, b"<html>", 200, **{"content-type": "text/html"})
+        if kind == "404":
+            return net.replaced(response, b"{}", 404, **{"content-type": "application/problem+json"})
+        response.close()
+        raise httpx.ReadTimeout("swallowed")
+
+    return meddle
+
+
+@pytest.mark.parametrize("kind", ["html", "404", "swallowed"])
+def test_polling_where_streams_do_not_get_through(author, published, through, net, read, kind):
+    client, meddler = through(not_a_stream(net, kind))
+    reader = read(client, after=0)
+    for i in range(5):
+        reader.until(1 + i)
+        aliases(author, 1, start=i)
+    reader.until(6)
+    assert [e.id for e in reader.events] == [1, 2, 3, 4, 5, 6]
+    assert len([r for r in meddler.requests if r.url.path.endswith("/stream")]) == 1
+
+
+def test_streams_that_break_again_and_again(author, published, through, net, read):
+    """Every stream breaks after some bytes, in the middle of events; each event still comes once."""
+    sizes = itertools.cycle([60, 300, 700, 1100])
+    streams = []
+
+    def meddle(request, response):
+        if request.url.path.endswith("/stream"):
+            streams.append(request.headers["last-event-id"])
+            return net.cut(response, next(sizes))
+        return response
+
+    client, _ = through(meddle)
+    reader = read(client, after=0)
+    aliases(author, 30)
+    reader.until(31, seconds=60)
+    assert [e.id for e in reader.events] == list(range(1, 32))
+    assert len(streams) > 1
+
+
+def test_events_that_are_sent_twice_or_late_are_dropped(published, through, net, read, author):
+    """A server that forgets the cursor, starts over with each stream, and mixes up the order."""
+
+    def meddle(request, response):
+        if not request.url.path.endswith("/stream"):
+            return net.replaced(response, b'{"events": [], "next": 0, "reset": false}')
+        texts = {k: "x" for k in ("type", "name", "version", "digest", "at")}
+        data = (json.dumps({"id": i} | texts) for i in (1, 2, 3, 2, 1, 4))
+        return net.replaced(response, "".join(f"data: {d}\n\n" for d in data).encode())
+
+    client, _ = through(meddle)
+    reader = read(client, after=0)
+    reader.until(4)
+    time.sleep(0.3)
+    assert [e.id for e in reader.events] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("data", ["{", "[]", '{"id": "x"}', "null"])
+def test_malformed_events_are_no_end(published, through, net, read, author, data):
+    def meddle(request, response):
+        if not request.url.path.endswith("/stream"):
+            return response
+        return net.replaced(response, f"id: 9\nevent: alias\ndata: {data}\n\n".encode())
+
+    client, _ = through(meddle)
+    reader = read(client, after=0)
+    aliases(author, 2)
+    assert [e.id for e in reader.until(3)] == [1, 2, 3]
+
+
+def test_a_server_that_restarts(tmp_path, publisher, tiny_skill, read, key_store):
+    """Events from while the watcher was cut off come too, once and in order."""
+    folder = tmp_path / "restarting"
+    with background(folder) as url:
+        port = int(url.rpartition(":")[2])
+        with Client(url, home=publisher.home) as author:
+            author.publish(tiny_skill.path)
+        robot = Client(url, home=key_store.home)
+        reader = read(robot, after=0)
+        reader.until(1)
+        time.sleep(0.2)
+    for life in range(3):
+        with background(folder, port=port) as url, Client(url, home=publisher.home) as author:
+            aliases(author, 2, start=10 * life)
+            reader.until(3 + 2 * life)
+    assert [e.id for e in reader.events] == list(range(1, 8))
+    reader.end()
+    robot.close()
+
+
+def test_another_registry_in_its_place(tmp_path, publisher, tiny_skill, read, key_store):
+    """A registry that starts anew resets the cursor, by stream and by poll; what it has then is seen."""
+    with background(tmp_path / "old") as url, Client(url, home=publisher.home) as author:
+        port = int(url.rpartition(":")[2])
+        author.publish(tiny_skill.path)
+        aliases(author, 3)
+        robot = Client(url, home=key_store.home)
+        reader = read(robot, after=0, name=NAME)
+        reader.until(4)
+    with background(tmp_path / "new", port=port) as url, Client(url, home=publisher.home) as author:
+        reader.until(5)
+        assert (reader.events[4].type, reader.events[4].id) == ("reset", 0)
+        author.publish(tiny_skill.path)
+        assert [e.id for e in reader.until(6)] == [1, 2, 3, 4, 0, 1]
+        reader.end()
+    robot.close()

@@ -1,0 +1,203 @@
+"""The agent against a live registry: it takes what is good, refuses the rest, and keeps what it has."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from neuraverse.client import Client, watching
+from neuraverse.errors import IncompatibleError, NotFoundError, SignatureError, UsageError
+from neuraverse.registry import background
+from neuraverse.runtime import RobotAgent, run
+from neuraverse.runtime import agent as agents
+from neuraverse.trust import KeyStore
+
+NAME = "acme/weld-seam"
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    monkeypatch.setattr(watching, "_FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(agents, "_FIRST_PAUSE_S", 0.02)
+
+
+@pytest.fixture
+def release(author, make_skill, tmp_path):
+    """Publish a version: ``release("1.0.0")``."""
+
+    def publish(version, **fields):
+        skill = make_skill(tmp_path / f"made-{version}", version=version, seed=int(version[0]), **fields)
+        author.publish(skill.path)
+        return skill
+
+    return publish
+
+
+@pytest.fixture
+def observation(interface):
+    return {s.name: np.full(s.shape, 0.1, np.float32) for s in interface.observation}
+
+
+def until(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_one_update(robot, release, offer, observation):
+    seen = []
+    agent = RobotAgent(robot, None, offer, follow=NAME, on_skill=seen.append)
+    with pytest.raises(UsageError, match="no skill yet"):
+        agent.step(observation)
+    with pytest.raises(NotFoundError):
+        agent.update()
+    first = release("1.0.0")
+    assert agent.update()
+    assert not agent.update()
+    assert [s.digest for s in seen] == [first.digest]
+    expected = first.policy()(observation)["twist"]
+    assert np.array_equal(agent.step(observation | {"wrench": np.zeros(6)})["twist"], expected)
+
+
+def test_it_follows_by_itself(robot, release, offer, observation):
+    with RobotAgent(robot, None, offer, follow=NAME) as agent:
+        assert not agent.wait(0.3)
+        release("1.0.0")
+        assert agent.wait(20)
+        second = release("2.0.0")
+        until(lambda: agent.skill.digest == second.digest)
+    assert np.array_equal(agent.step(observation)["twist"], second.policy()(observation)["twist"])
+
+
+def test_it_follows_an_alias(robot, author, release, offer):
+    first = release("1.0.0")
+    author.set_alias(NAME, "stable", "1.0.0")
+    with RobotAgent(robot, None, offer, follow=f"{NAME}@stable") as agent:
+        assert agent.wait(20)
+        second = release("2.0.0")
+        time.sleep(0.3)
+        assert agent.skill.digest == first.digest
+        author.set_alias(NAME, "stable", "2.0.0")
+        until(lambda: agent.skill.digest == second.digest)
+        author.set_alias(NAME, "stable", "1.0.0")
+        until(lambda: agent.skill.digest == first.digest)
+
+
+@pytest.mark.parametrize("kind", ["untrusted", "unfit", "probe", "bug"])
+def test_what_is_refused_changes_nothing(robot, release, offer, interface, kind, tmp_path):
+    """The second version is refused for one of four reasons; the first goes on, and the third is taken."""
+    first = release("1.0.0")
+    refusals = []
+
+    def probe(skill):
+        if skill.version == "2.0.0" and kind == "probe":
+            raise IncompatibleError("success is 0.31 here", remedy="fine-tune it")
+        if skill.version == "2.0.0" and kind == "bug":
+            raise ZeroDivisionError("in the probe")
+
+    agent = RobotAgent(robot, None, offer, follow=NAME, on_skill=probe, on_refusal=refusals.append)
+    agent.update()
+    second = release(
+        "2.0.0", **({"interface": dataclasses.replace(interface, rate_hz=99_9.0)} if kind == "unfit" else {})
+    )
+    if kind == "untrusted":
+        agent._store = KeyStore(tmp_path / "empty")
+    expected = {
+        "untrusted": (SignatureError, "not trusted for acme"),
+        "unfit": (IncompatibleError, "control rate"),
+        "probe": (IncompatibleError, "success is 0.31 here - fine-tune it"),
+        "bug": (ZeroDivisionError, "in the probe"),
+    }[kind]
+    with pytest.raises(expected[0]):
+        agent.update()
+    (refusal,) = refusals
+    assert (refusal.ref, refusal.digest) == (f"{NAME}@2.0.0", second.digest)
+    assert type(refusal.error) is expected[0]
+    assert expected[1] in refusal.reason
+    assert agent.skill.digest == first.digest
+    agent._store = None
+    third = release("3.0.0")
+    assert agent.update()
+    assert agent.skill.digest == third.digest
+
+
+def test_refusals_do_not_end_the_following(robot, release, offer, interface):
+    refusals = []
+    release("1.0.0", interface=dataclasses.replace(interface, rate_hz=999.0))
+    with RobotAgent(robot, None, offer, follow=NAME, on_refusal=refusals.append) as agent:
+        until(lambda: refusals)
+        assert agent.skill is None
+        second = release("2.0.0")
+        assert agent.wait(20)
+        assert agent.skill.digest == second.digest
+
+
+def test_it_waits_for_a_registry_that_is_down(tmp_path, publisher, key_store, tiny_skill, offer):
+    with background(tmp_path / "data") as url:
+        port = int(url.rpartition(":")[2])
+    with Client(url, home=key_store.home) as robot, RobotAgent(robot, None, offer, follow=NAME) as agent:
+        assert not agent.wait(0.3)
+        with background(tmp_path / "data", port=port):
+            with Client(url, home=publisher.home) as author:
+                author.publish(tiny_skill.path)
+            assert agent.wait(20)
+        time.sleep(0.1)  # and goes on when it is gone again
+        assert agent.skill.digest == tiny_skill.digest
+
+
+def test_swaps_between_ticks(robot, author, release, offer, observation):
+    """While a loop runs, versions change under it; each action is wholly of one version."""
+    made = {v: release(v) for v in ("1.0.0", "2.0.0")}
+    author.set_alias(NAME, "live", "1.0.0")
+    stop, actions = threading.Event(), []
+
+    class Cell:
+        def observe(self):
+            return observation
+
+        def apply(self, action):
+            actions.append(action["twist"].tobytes())
+
+    known = {s.policy()(observation)["twist"].tobytes(): v for v, s in made.items()}
+    assert len(known) == 2
+    with RobotAgent(robot, None, offer, follow=f"{NAME}@live") as agent:
+        assert agent.wait(20)
+        loop = threading.Thread(target=run, args=(agent, Cell(), 200.0), kwargs={"stop": stop})
+        loop.start()
+        for version in ("2.0.0", "1.0.0", "2.0.0"):
+            author.set_alias(NAME, "live", version)
+            until(lambda version=version: actions and known.get(actions[-1]) == version)
+        stop.set()
+        loop.join()
+    assert set(actions) == set(known)
+
+
+def test_what_cannot_be_followed(robot, offer):
+    with pytest.raises(UsageError, match="never changes"):
+        RobotAgent(robot, None, offer, follow="sha256:" + "0" * 64)
+    with pytest.raises(UsageError, match="names no skill"):
+        RobotAgent(robot, None, offer, follow="../x")
+    agent = RobotAgent(robot, None, offer, follow=NAME)
+    with pytest.raises(UsageError, match="no skill yet"):
+        run(agent, None, 10.0)
+    agent.start()
+    with pytest.raises(UsageError, match="started before"):
+        agent.start()
+    agent.stop()
+
+
+def test_stop_is_soon(robot, release, offer):
+    release("1.0.0")
+    agent = RobotAgent(robot, None, offer, follow=NAME)
+    agent.start()
+    assert agent.wait(20)
+    time.sleep(0.3)
+    begun = time.monotonic()
+    agent.stop()
+    assert time.monotonic() - begun < 3.0
+    assert agent.skill is not None
