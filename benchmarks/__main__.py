@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.harness import ROUNDS, Options, say
 from neuraverse.errors import MissingExtraError, NeuraverseError, UsageError
 
-# Each is a module of this package with `measure(options) -> Report`, and `add_arguments(parser)` if it has any.
+# Each is a module of this package with `measure(options) -> Report`.
 NAMES = ("sim", "train", "policy")
 
 
@@ -48,9 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         print("\ninterrupted; nothing was written", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        error = MissingExtraError(error.name or "?", "bench", f"python -m benchmarks {name}")
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        missing = MissingExtraError(error.name or "?", "bench", f"python -m benchmarks {name}")
+        print(f"error: {missing}", file=sys.stderr)
+        return missing.exit_code
     except NeuraverseError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,7 +1,7 @@
 """Gymnasium's HalfCheetah-v5 as a `Task`: the same model file, observation, reward, reset and time limit.
 
-It serves to compare simulators on the environment that everyone has, and shows that a task which is neither an
-arm nor a part of this package needs nothing but `Task`.
+It serves to compare simulators on the environment that everyone has, and shows that a task which is neither
+an arm nor a part of this package needs nothing but `Task`.
 """
 
 from __future__ import annotations

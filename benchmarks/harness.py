@@ -76,7 +76,7 @@ class Report:
 
     def median(self, name: str) -> float:
         """Median value of the rows of a contender."""
-        return statistics.median(row["value"] for row in self.rows if row["contender"] == name)
+        return float(statistics.median(row["value"] for row in self.rows if row["contender"] == name))
 
     def best(self, names: Sequence[str]) -> str:
         """The contender with the greatest median among `names`."""
@@ -156,7 +156,7 @@ def alternate(
                 rows.append(row)
                 left = (total - len(rows)) * (length + 0.2)
                 say(
-                    f"{len(rows):3}/{total}  {contender.name}: {row['value']:,.0f} {unit}, about {left:.0f} s to go"
+                    f"{len(rows):3}/{total}  {contender.name}: {row['value']:,.0f} {unit}, {left:.0f} s to go"
                 )
     return rows
 

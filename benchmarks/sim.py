@@ -1,9 +1,9 @@
 """Simulation: steps per second of HalfCheetah-v5 and of WeldSeam, against peers and against bare physics.
 
 HalfCheetah-v5 runs on random actions, observation, reward and reset included, against gymnasium's
-AsyncVectorEnv, EnvPool, `mujoco.rollout` and one thread per CPU of bare ``mj_step``. WeldSeam runs on its expert's
-recorded actions (and on random ones), inverse kinematics, sensors, scoring and resets included, against bare
-``mj_step`` of the same model in the same number of substeps.
+AsyncVectorEnv, EnvPool, `mujoco.rollout` and one thread per CPU of bare ``mj_step``. WeldSeam runs on its
+expert's recorded actions (and on random ones), inverse kinematics, sensors, scoring and resets included,
+against bare ``mj_step`` of the same model in the same number of substeps.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def measure(options: Options) -> Report:
     report.ratio("weld_seam_share_of_bare", report.median("weld_seam/expert"), bare, at_least=0.6)
     report.ratio("weld_seam_random_share_of_bare", report.median("weld_seam/random"), bare)
     report.notes += [
-        "ours, with its simulations on all CPUs, runs torch on one thread, as the trainer does while it rolls out",
-        "bare is one Python thread per CPU with its own MjData, new controls before every step; no observations",
+        "ours runs its simulations on all CPUs and torch on one thread",
+        "bare is one Python thread per CPU with its own MjData and new controls before every step",
     ]
     return report
 
@@ -180,7 +180,7 @@ def _bare(kind: type[HalfCheetah] | type[WeldSeam]) -> Iterator[Run]:
 
 @contextlib.contextmanager
 def _weld_expert() -> Iterator[Run]:
-    """The expert's actions are recorded beforehand and replayed from the same state, so that they cost nothing."""
+    """The expert's actions are recorded beforehand and replayed from the same state: they cost nothing."""
     env = TaskVectorEnv(WeldSeam(), WELD_ENVS, backend="torch")
     scale = torch.from_numpy(env.action_scale)
     with torch_threads(1):
@@ -196,8 +196,7 @@ def _weld_expert() -> Iterator[Run]:
         with torch_threads(1):
             while took < seconds:
                 env.set_state(start)
-                script = iter(actions)
-                more = timed_until_empty(env, script, seconds - took)
+                more = _replay(env, actions, seconds - took)
                 work, took = work + more[0] * WELD_ENVS, took + more[1]
         return work, took
 
@@ -205,9 +204,7 @@ def _weld_expert() -> Iterator[Run]:
     env.close()
 
 
-def timed_until_empty(
-    env: TaskVectorEnv, script: Iterator[torch.Tensor], seconds: float
-) -> tuple[int, float]:
+def _replay(env: TaskVectorEnv, script: list[torch.Tensor], seconds: float) -> tuple[int, float]:
     """Step until the script or the time is at its end; steps and seconds."""
     count = 0
     start = now = time.perf_counter()
