@@ -5,7 +5,7 @@ of W along x; the robot comes in along its backward extension, from a start that
 so that the torch is at speed when the seam begins. The seam is scored as the arc first passes: an element of
 its length counts when *all five* quantities are in tolerance there. At each point of the seam:
 
-    t, n, b        tangent, normal of the base plate (z of W), and b = n × t, toward the standing plate's foot
+    t, n, b        tangent, normal of the base plate (z of W), and b = n × t, the side on which the torch stands
     z              torch axis, from contact tip to seam
     c              the seam point under the arc, arc length s from the start
     lateral        (c − tip) along t × z: how far the wire misses the seam               ±1.0 mm
