@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
-    """Run the command line and exit: 0, 1 (a refusal or failed check), 2 (wrong usage) or 130 (interrupted)."""
+    """Run the command line and exit: 0; 1 refused or failed a check; 2 wrong usage; 130 interrupted."""
+    # Torch's threads would spin while they wait; on a machine that others use too, that costs tenfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from neuraverse.cli.app import app
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neuraverse.cli.output import note, transfer
-from neuraverse.errors import ConfigError
+from neuraverse.errors import ConfigError, NotFoundError, UnknownNameError
 
 if TYPE_CHECKING:
+    from neuraverse.client import Client, Resolved
     from neuraverse.interface import Offer
     from neuraverse.learn.recipe import Recipe
     from neuraverse.manifest import SkillManifest
@@ -25,10 +26,31 @@ OWN_TASKS = "neuraverse_envs"
 
 def fetch(ref: str, registry: str | None = None, offer: Offer | None = None) -> Skill:
     """A skill from a registry or a folder, verified against the trusted keys; see `neuraverse.client`."""
-    from neuraverse.client import Client
+    from neuraverse.client import Client, Ref
+    from neuraverse.client.refs import is_path
 
     with Client(registry) as client, transfer(f"pulling {ref}") as progress:
-        return client.pull(ref, offer=offer, progress=progress)
+        by_name = not is_path(ref) and not Ref.parse(ref).digest
+        return client.pull(settle(client, ref) if by_name else ref, offer=offer, progress=progress)
+
+
+def settle(client: Client, ref: str) -> Resolved:
+    """What a reference means now.
+
+    Raises:
+        UnknownNameError: The registry has no skill of that name; lists the near ones.
+        NotFoundError: It has no such version or alias of it.
+    """
+    from neuraverse.client import Ref
+
+    try:
+        return client.resolve(ref)
+    except NotFoundError:
+        name = Ref.parse(ref).name
+        names = [found.name for found in client.search()]
+        if not name or name in names:
+            raise
+        raise UnknownNameError("skill", name, names) from None
 
 
 def load_tasks() -> None:

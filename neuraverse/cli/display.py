@@ -62,15 +62,15 @@ def _shown(title: str) -> Iterator[Callable[[Progress], None]]:
     if not console.is_terminal:
         yield _lines(title)
         return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich import progress as rich
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[words]}"),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.TaskProgressColumn(),
+        rich.TextColumn("{task.fields[words]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with rich.Progress(*columns, console=console) as bar:
         task: Any = bar.add_task(title, total=None, words="begins")
 
         def show(progress: Progress) -> None:
@@ -88,7 +88,8 @@ def _lines(title: str) -> Callable[[Progress], None]:
         nonlocal due
         if time.monotonic() >= due or progress.env_steps >= progress.total_steps:
             due = time.monotonic() + _LINE_EVERY_S
-            note(f"{title}: {progress.env_steps / progress.total_steps:.0%}, {progress_words(progress)}")
+            share = min(1.0, progress.env_steps / progress.total_steps)
+            note(f"{title}: {share:.0%}, {progress_words(progress)}")
 
     return show
 

@@ -65,7 +65,11 @@ def train(
     seeds: Annotated[
         int,
         typer.Option(
-            "--seeds", min=1, max=100, help="Train so many seeds, SEED and on; the best one is kept."
+            "--seeds",
+            metavar="N",
+            min=1,
+            max=100,
+            help="Train so many seeds, SEED and on; the best one is kept.",
         ),
     ] = 1,
     device: options.Device = None,
@@ -191,7 +195,7 @@ def evaluate(
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME|PATH|GYM_ID]", help="Show this one, field by field.")
+        str | None, typer.Argument(metavar="NAME|PATH|GYM_ID", help="Show this one, field by field.")
     ] = None,
     overrides: options.Overrides = None,
     json: options.Json = None,
@@ -221,6 +225,7 @@ def list_envs(json: options.Json = None) -> None:
     from neuraverse.sim.registration import tasks
 
     out = Out(json)
+    known: dict[str, Any] = dict(tasks())
     found = [
         {
             "env": env_id,
@@ -229,7 +234,7 @@ def list_envs(json: options.Json = None) -> None:
             "observation": [s.name for s in task.observation],
             "action": [s.name for s in task.action],
         }
-        for env_id, task in tasks().items()
+        for env_id, task in known.items()
     ]
     for env in found:
         out.fields(
@@ -257,7 +262,7 @@ def check_env(
 
     out = Out(json)
     load_tasks()
-    kwargs = {k: v for k, v in (("robot", robot), ("tool", tool)) if v is not None}
+    kwargs: dict[str, Any] = {k: v for k, v in (("robot", robot), ("tool", tool)) if v is not None}
     if not hasattr(make_env(EnvSettings(id=env_id), 1, **kwargs), "task"):
         raise UsageError(
             f"{env_id} is no task made with neuraverse.sim", remedy="register it with neuraverse.sim.register"

@@ -21,7 +21,7 @@ Ref = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[SECTION.FIELD=VALUE]...",
+        metavar="SECTION.FIELD=VALUE",
         help="Changes to the recipe, such as ppo.lr=3e-4.",
         show_default=False,
     ),
@@ -63,7 +63,9 @@ Key = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, exploration and environments.")]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", help="Seed of weights, exploration and environments.")
+]
 Device = Annotated[
     str | None,
     typer.Option(
@@ -91,7 +93,11 @@ SkillDir = Annotated[
 Episodes = Annotated[
     int | None,
     typer.Option(
-        "--episodes", min=1, help="Episodes to score; those of the recipe if not given.", show_default=False
+        "--episodes",
+        metavar="N",
+        min=1,
+        help="Episodes to score; those of the recipe if not given.",
+        show_default=False,
     ),
 ]
 

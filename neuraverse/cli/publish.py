@@ -127,8 +127,12 @@ def serve(
     data: Annotated[
         Path, typer.Option("--data", metavar="DIR", help="Folder of the registry; made if missing.")
     ],
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = 8420,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on; 0.0.0.0 for all.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", help="Port to listen on; 0 takes a free one.")
+    ] = 8420,
     ready_file: Annotated[
         Path | None,
         typer.Option(

@@ -45,7 +45,7 @@ def search(
     query: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[WORD]...", help="Words that must all occur; everything without.", show_default=False
+            metavar="WORD", help="Words that must all occur; everything without.", show_default=False
         ),
     ] = None,
     registry: options.Registry = None,
@@ -72,6 +72,7 @@ def search(
 
 def show(ref: options.Ref, registry: options.Registry = None, json: options.Json = None) -> None:
     """Show what a skill is: interface, body, score, cost, lineage. Who signed it is for verify to check."""
+    from neuraverse.cli.cell import settle
     from neuraverse.client import Client
     from neuraverse.client.refs import is_path
     from neuraverse.manifest import SkillManifest, digest_of
@@ -80,10 +81,11 @@ def show(ref: options.Ref, registry: options.Registry = None, json: options.Json
     out = Out(json)
     if is_path(ref):
         data = Skill.open(Path(ref).expanduser()).read(MANIFEST)
-        ancestors, children = [], ()
+        ancestors: list[tuple[str, SkillManifest]] = []
+        children: tuple[str, ...] = ()
     else:
         with Client(registry) as client:
-            found = client.resolve(ref)
+            found = settle(client, ref)
             data = client.manifest(found.digest)
             ancestors = _ancestors(client, SkillManifest.parse(data))
             children = client.children(found)
@@ -165,12 +167,15 @@ def _facts(manifest: SkillManifest) -> list[tuple[str, str]]:
 def watch(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[ORG/SKILL]", help="Only this skill; all without.", show_default=False),
+        typer.Argument(metavar="ORG/SKILL", help="Only this skill; all without.", show_default=False),
     ] = None,
     after: Annotated[
         int | None,
         typer.Option(
-            "--after", min=0, help="Events behind this number; 0 is the beginning, now if not given."
+            "--after",
+            metavar="N",
+            min=0,
+            help="Events behind this number; 0 is the beginning, now if not given.",
         ),
     ] = None,
     registry: options.Registry = None,
@@ -215,7 +220,7 @@ def pull(
     Checked are signature and trust, then with --robot whether the robot can supply the interface, then every
     file. No weight is read before all of this holds. A pull that was cut goes on.
     """
-    from neuraverse.cli.cell import fetch, offer_of
+    from neuraverse.cli.cell import fetch, offer_of, settle
     from neuraverse.client import Client
     from neuraverse.manifest import SkillManifest
 
@@ -225,7 +230,7 @@ def pull(
     offer, settled = None, ref
     if robot is not None:
         with Client(registry) as client:
-            settled = client.resolve(ref).digest
+            settled = settle(client, ref).digest
             offer = offer_of(SkillManifest.parse(client.manifest(settled)), robot, tool, env)
     skill = fetch(settled, registry, offer)
     out.fields([("skill", skill.ref), ("digest", skill.digest), ("folder", str(skill.path))])

@@ -56,15 +56,16 @@ def run(
         typer.Option("--dry", help="Without a simulation: observe rest, throw actions away. Needs no extra."),
     ] = False,
     episodes: Annotated[
-        int, typer.Option("--episodes", min=1, help="Episodes to run in the simulated cell.")
+        int, typer.Option("--episodes", metavar="N", min=1, help="Episodes to run in the simulated cell.")
     ] = 1,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="End after so many control steps; 100 if --dry.")
+        int | None,
+        typer.Option("--steps", metavar="N", min=1, help="End after so many control steps; 100 if --dry."),
     ] = None,
     rate: Annotated[
         float | None, typer.Option("--rate", metavar="HZ", help="Control rate; the skill's own if not given.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the simulated cell.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the simulated cell.")] = 0,
     registry: options.Registry = None,
     json: options.Json = None,
 ) -> None:
@@ -74,8 +75,9 @@ def run(
 
     out = Out(json)
     skill = fetch(ref, registry)
+    done: list[dict[str, float]] = []
     if dry:
-        report, done, where = loop.dry(skill, steps or 100, rate), [], "nothing (dry)"
+        report, where = loop.dry(skill, steps or 100, rate), "nothing (dry)"
     else:
         report, done, where = loop.simulated(
             skill, robot=robot, tool=tool, env=env, episodes=episodes, steps=steps, rate=rate, seed=seed
