@@ -24,7 +24,7 @@ from neuraverse.registry.database import (
     versions,
 )
 from neuraverse.registry.feed import Event
-from neuraverse.registry.limits import MAX_LINEAGE
+from neuraverse.registry.limits import MAX_LINEAGE, MAX_VERSIONS
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.versions import is_prerelease, order_key
 
@@ -160,7 +160,7 @@ class Index:
             }
 
     async def describe(self, name: str) -> dict[str, Any]:
-        """All versions, the latest first, and all aliases of a skill.
+        """Versions, the latest first, and aliases of a skill, at most `MAX_VERSIONS` of each.
 
         Raises:
             Problem: 404.

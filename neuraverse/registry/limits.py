@@ -15,6 +15,7 @@ MAX_QUERY_CHARACTERS = 200
 MAX_PAGE = 100  # skills in one answer
 MAX_EVENTS = 1000  # events in one answer
 MAX_LINEAGE = 1000  # children in one answer
+MAX_VERSIONS = 1000  # versions, and aliases, in one answer; the latest
 MAX_WAIT_S = 30.0  # long poll
 HEARTBEAT_S = 15.0  # a quiet event stream says that it is alive this often
 BODY_IDLE_S = 30.0  # a request body that stays silent longer is given up
