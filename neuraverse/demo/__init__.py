@@ -1,1 +1,1 @@
-"""The whole story on one seam: learn, publish, receive, check, use or improve. See `neuraverse.demo.story`."""
+"""The whole story on one seam: learn, publish, receive, check, use or improve."""

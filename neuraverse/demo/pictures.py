@@ -75,7 +75,9 @@ def film(path: Path, skill: Skill, env: EnvSettings, *, seed: int = _FILM_SEED) 
     task = vector.task
     obs, _ = vector.reset(seed=seed)
     seam = task.physics.mocap_pos[0, 0].tolist()
-    view = View(lookat=(seam[0], seam[1], seam[2] + 0.12), distance_m=0.75, azimuth_deg=125.0, elevation_deg=-22.0)
+    view = View(
+        lookat=(seam[0], seam[1], seam[2] + 0.12), distance_m=0.75, azimuth_deg=125.0, elevation_deg=-22.0
+    )
     renderer = Renderer(task.physics.model, width=_WIDTH, height=_HEIGHT, view=view)
     frames, bead = [], _Bead()
     try:

@@ -1,0 +1,1 @@
+"""Simulation: batched MuJoCo physics, tasks, robots, and the Gymnasium environments made of them."""

@@ -110,7 +110,7 @@ class CartesianAdapter:
         g = self._gains
         q = self._physics.qpos[:, self._qpos]
         J = self.jacobian()
-        # Spare motion exists only with more than six joints; what it would do to the tool is taken back below.
+        # Only with more than six joints is there spare motion; what it does to the tool is taken back below.
         drift = g.nullspace_hz * (self._home - self.target) if self.target.shape[1] > 6 else None
         rate = self._solve(J, twist, drift)
         stuck = ((self.target >= self._high) & (rate > 0.0)) | ((self.target <= self._low) & (rate < 0.0))

@@ -35,8 +35,10 @@ SPREADS = {
 }
 
 
-def twist_signal(name: str, linear_m_s: float = 0.0, angular_rad_s: float = 0.0, description: str = "") -> Signal:
-    """A tool twist in W, ``(6,)``: linear then angular; bounded by the two magnitudes unless they are zero."""
+def twist_signal(
+    name: str, linear_m_s: float = 0.0, angular_rad_s: float = 0.0, description: str = ""
+) -> Signal:
+    """A tool twist in W, ``(6,)``: linear then angular; bounded by the two magnitudes if there are any."""
     high = (linear_m_s,) * 3 + (angular_rad_s,) * 3 if linear_m_s else ()
     low = tuple(-h for h in high)
     return Signal(
@@ -115,7 +117,7 @@ class ArmTask(Task):
 
     def setup(self) -> None:
         """Bind the sensors and the adapter; make the buffers that all arm tasks need."""
-        physics, n = self.physics, self.num_envs
+        physics = self.physics
         self.tool_pos = physics.sensor("tool_pos")
         self.tool_quat = physics.sensor("tool_quat")
         self.tool_linvel = physics.sensor("tool_linvel")
@@ -220,5 +222,7 @@ def _checked_range(name: str, value: tuple[float, float]) -> tuple[float, float]
     except (TypeError, ValueError):
         raise ConfigError(f"randomise.{name} is {value!r}", remedy="give two numbers, [low, high]") from None
     if not least <= low <= high <= most:
-        raise ConfigError(f"randomise.{name} is [{low}, {high}]", remedy=f"low <= high, both within {least} to {most}")
+        raise ConfigError(
+            f"randomise.{name} is [{low}, {high}]", remedy=f"low <= high, both within {least} to {most}"
+        )
     return low, high

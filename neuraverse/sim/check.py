@@ -85,7 +85,8 @@ class _Drive:
         self.physics.step(SUBSTEPS)
         spin = self.rotation @ turned.transpose(1, 2)
         angular = 0.5 * torch.stack(
-            (spin[:, 2, 1] - spin[:, 1, 2], spin[:, 0, 2] - spin[:, 2, 0], spin[:, 1, 0] - spin[:, 0, 1]), dim=1
+            (spin[:, 2, 1] - spin[:, 1, 2], spin[:, 0, 2] - spin[:, 2, 0], spin[:, 1, 0] - spin[:, 0, 1]),
+            dim=1,
         )
         return torch.cat((self.tip - before, angular), dim=1) * RATE_HZ
 
@@ -151,7 +152,11 @@ def _straight_path(robot: Robot) -> torch.Tensor:
     reference = centre.clone()
     distances = []
     # To one end first, unscored, at a gentle pace; then the path itself.
-    for speed, count, scored in ((-PATH_SPEED_M_S * 2, steps // 4, False), (0.0, 20, False), (PATH_SPEED_M_S, steps, True)):
+    for speed, count, scored in (
+        (-PATH_SPEED_M_S * 2, steps // 4, False),
+        (0.0, 20, False),
+        (PATH_SPEED_M_S, steps, True),
+    ):
         for _ in range(count):
             feed = speed * direction
             reference = reference + feed / RATE_HZ

@@ -43,7 +43,9 @@ class Physics:
         mocap_quat: Orientations of mocap bodies, w first, float64 ``(N, nmocap, 4)``, a live view.
     """
 
-    def __init__(self, model: mujoco.MjModel, num_envs: int, *, threads: int = 0, forward: bool = True) -> None:
+    def __init__(
+        self, model: mujoco.MjModel, num_envs: int, *, threads: int = 0, forward: bool = True
+    ) -> None:
         self.model = model
         self.num_envs = num_envs
         self._batch = mjbatch.Batch(model, num_envs, min(threads or available_cpus(), num_envs), forward)
@@ -54,7 +56,9 @@ class Physics:
         self.time = self._bind("time")
         self.mocap_pos = self._bind("mocap_pos")
         self.mocap_quat = self._bind("mocap_quat")
-        self._sensordata = torch.from_numpy(self._batch.bind("sensordata", np.float32)) if model.nsensor else None
+        self._sensordata = (
+            torch.from_numpy(self._batch.bind("sensordata", np.float32)) if model.nsensor else None
+        )
         self._sites: tuple[Tensor, Tensor] | None = None
         self._load: tuple[Tensor, Tensor] | None = None
         self._model_fields: dict[str, Tensor] = {}
@@ -104,7 +108,7 @@ class Physics:
         self._batch.forward(None if ids is None else ids.numpy())
 
     def site_pose(self, name: str) -> tuple[Tensor, Tensor]:
-        """World pose of a site: position [m] ``(N, 3)`` and rotation matrix ``(N, 3, 3)``, live float64 views."""
+        """World pose of a site: position [m] ``(N, 3)`` and rotation ``(N, 3, 3)``, live float64 views."""
         if self._sites is None:
             pos, mat = self._bind("site_xpos"), self._bind("site_xmat")
             self._sites = pos, mat.reshape(self.num_envs, -1, 3, 3)

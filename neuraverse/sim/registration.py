@@ -33,7 +33,9 @@ def register(env_id: str, task: Callable[..., Task], **defaults: Any) -> None:
         ConfigError: The id is taken or malformed.
     """
     if env_id in gymnasium.registry:
-        raise ConfigError(f"the environment id {env_id!r} is registered already", remedy="choose another name or version")
+        raise ConfigError(
+            f"the environment id {env_id!r} is registered already", remedy="choose another name or version"
+        )
     try:
         gymnasium.register(
             env_id,
@@ -44,7 +46,9 @@ def register(env_id: str, task: Callable[..., Task], **defaults: Any) -> None:
             order_enforce=False,
         )
     except gymnasium.error.Error as err:
-        raise ConfigError(f"{env_id!r} is no environment id ({err})", remedy="write namespace/Name-v0") from err
+        raise ConfigError(
+            f"{env_id!r} is no environment id ({err})", remedy="write namespace/Name-v0"
+        ) from err
     _tasks[f"{task.__module__.partition('.')[0]}:{env_id}"] = task
 
 

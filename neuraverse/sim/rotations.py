@@ -9,8 +9,8 @@ from torch import Tensor
 def matrix_to_quaternion(R: Tensor) -> Tensor:
     """Unit quaternions ``(N, 4)``, w first and not negative, of rotation matrices ``(N, 3, 3)``.
 
-    Of the four equivalent formulas, each row uses the one with the largest divisor (Shepperd, "Quaternion from
-    rotation matrix", J. Guidance and Control 1978).
+    Of the four equivalent formulas, each row uses the one with the largest divisor (Shepperd, "Quaternion
+    from rotation matrix", J. Guidance and Control 1978).
     """
     d = R.diagonal(dim1=1, dim2=2)
     trace = d.sum(1, keepdim=True)
@@ -30,7 +30,7 @@ def _skew(R: Tensor) -> Tensor:
 
 
 def rotation_about(axis: Tensor, angle: Tensor) -> Tensor:
-    """Rotation matrices ``(N, 3, 3)`` about unit axes ``(N, 3)`` by angles ``(N,)`` [rad] (Rodrigues' formula)."""
+    """Rotations ``(N, 3, 3)`` about unit axes ``(N, 3)`` by angles ``(N,)`` [rad] (Rodrigues' formula)."""
     zero = torch.zeros_like(angle)
     x, y, z = axis.unbind(1)
     K = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), dim=1).reshape(-1, 3, 3)
@@ -41,10 +41,11 @@ def rotation_about(axis: Tensor, angle: Tensor) -> Tensor:
 
 def align(a: Tensor, b: Tensor) -> Tensor:
     """Smallest rotation vectors [rad] ``(N, 3)`` that turn unit vectors `a` onto `b`; both ``(N, 3)``."""
-    cross = torch.linalg.cross(a, b)
+    cross: Tensor = torch.linalg.cross(a, b)
     sine = cross.norm(dim=1, keepdim=True)
     angle = torch.atan2(sine, (a * b).sum(1, keepdim=True))
-    return cross * torch.where(sine > 1e-6, angle / sine.clamp(min=1e-6), 1.0)
+    growth = torch.where(sine > 1e-6, angle / sine.clamp(min=1e-6), 1.0)
+    return cross * growth
 
 
 def third_axis(quat: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ environment can be saved and resumed to the same numbers.
 
 The order of one step, which `neuraverse.sim.vector_env.TaskVectorEnv` drives:
 
-    apply(action)  →  physics.step(substeps)  →  outcome()  →  observe()  →  reset(ids that ended)  →  observe()
+    apply(action) → physics.step(substeps) → outcome() → observe() → reset(ids that ended) → observe()
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Task(ABC):
         max_steps: Control steps after which an episode is truncated.
         requires: What a body must have, beyond the signals.
         success: What counts as success, in one sentence with units.
-        forward: Whether sensors are brought up to the last substep; a task that reads only ``qpos`` and ``qvel``
-            sets it to False and saves the time.
+        forward: Whether sensors are brought up to the last substep; a task that reads only ``qpos`` and
+            ``qvel`` sets it to False and saves the time.
         physics: The simulations; there from `setup` on.
         random: One random stream per environment; there from `setup` on.
     """

@@ -74,13 +74,13 @@ def _run(checks: list[tuple[str, Callable[[], str]]]) -> Iterator[Check]:
         yield Check(name=name, passed=passed, detail=detail)
 
 
-class _Failed(AssertionError):
+class _PropertyError(AssertionError):
     """A property does not hold."""
 
 
 def _need(condition: bool, message: str) -> None:
     if not condition:
-        raise _Failed(message)
+        raise _PropertyError(message)
 
 
 def _actions(env: TaskVectorEnv, seed: int = 0) -> Iterator[Tensor]:
@@ -95,7 +95,9 @@ def _interface(make: Callable[[int], TaskVectorEnv]) -> str:
     json.dumps(interface.to_dict(), allow_nan=False)
     in_base = [s.name for s in (*interface.observation, *interface.action) if s.frame == "B"]
     _need(not in_base, f"signals in the robot's base frame tie a skill to its body: {', '.join(in_base)}")
-    return f"{interface.observation_size} observed, {interface.action_size} commanded, {interface.rate_hz:g} Hz"
+    return (
+        f"{interface.observation_size} observed, {interface.action_size} commanded, {interface.rate_hz:g} Hz"
+    )
 
 
 def _shapes(make: Callable[[int], TaskVectorEnv], steps: int) -> str:
@@ -106,7 +108,9 @@ def _shapes(make: Callable[[int], TaskVectorEnv], steps: int) -> str:
         _need(obs.dtype == torch.float32, f"observation is {obs.dtype}")
         _need(bool(torch.isfinite(obs).all()), "observation is not finite")
         obs, reward, terminated, truncated, infos = env.step(action)
-        _need(reward.shape == (4,) and bool(torch.isfinite(reward).all()), "reward is not four finite numbers")
+        _need(
+            reward.shape == (4,) and bool(torch.isfinite(reward).all()), "reward is not four finite numbers"
+        )
         _need(terminated.dtype == truncated.dtype == torch.bool, "terminated and truncated must be bool")
         if "final_info" in infos:
             _need("success" in infos["final_info"], "the outcome's info has no 'success'")
@@ -127,7 +131,7 @@ def _reward_terms(make: Callable[[int], TaskVectorEnv], steps: int) -> str:
 
 def _pure_observation(make: Callable[[int], TaskVectorEnv]) -> str:
     env = make(2)
-    obs, _ = env.reset(seed=3)
+    env.reset(seed=3)
     before = env.get_state()
     for _ in range(3):
         env.task.observe(env.observation_views)
@@ -185,7 +189,9 @@ def _partial_reset(make: Callable[[int], TaskVectorEnv], steps: int) -> str:
         if some:
             env.reset(options={"reset_mask": torch.tensor([True, False, False])})
         runs.append(_rollout(env, actions[half:]))
-    _need(torch.equal(runs[0][:, 1:], runs[1][:, 1:]), "the environments that were not reset went another way")
+    _need(
+        torch.equal(runs[0][:, 1:], runs[1][:, 1:]), "the environments that were not reset went another way"
+    )
     _need(not torch.equal(runs[0][:, 0], runs[1][:, 0]), "the environment that was reset went on as before")
     return "bit for bit"
 
@@ -206,8 +212,10 @@ def _resume(make: Callable[[int], TaskVectorEnv], steps: int) -> str:
     return "bit for bit"
 
 
-def success_rate(env: TaskVectorEnv, episodes: int, policy: Callable[[Tensor], Tensor], seed: int = 0) -> float:
-    """Share of successes of `policy` (observations to normalised actions), one episode for each environment."""
+def success_rate(
+    env: TaskVectorEnv, episodes: int, policy: Callable[[Tensor], Tensor], seed: int = 0
+) -> float:
+    """Share of successes of `policy` (observations to normalised actions), one episode for each seed."""
     successes = count = 0
     for first in range(0, episodes, env.num_envs):
         obs, _ = env.reset(seed=seed + first)

@@ -8,6 +8,7 @@ returned is the new episode's first, and ``infos["final_obs"]`` holds the last o
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import gymnasium
@@ -37,6 +38,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
     Attributes:
         interface: Named signals behind the flat observation and action.
         action_scale: SI value of a full action, ``(action_size,)`` float32: ``action_si = action * scale``.
+        reward_terms: Named reward terms of the last step, each ``(N,)``; their sum is the reward.
     """
 
     def __init__(
@@ -78,13 +80,15 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
 
         self._scale = torch.from_numpy(self.action_scale)
         self._obs = torch.zeros(num_envs, self.interface.observation_size)
-        self._views: dict[str, Tensor] = {}
+        self.observation_views: dict[str, Tensor] = {}
         start = 0
         for signal in task.observation:
-            self._views[signal.name] = self._obs[:, start : start + signal.size].unflatten(1, signal.shape)
+            columns = self._obs[:, start : start + signal.size]
+            self.observation_views[signal.name] = columns.view(num_envs, *signal.shape)
             start += signal.size
         self._steps = torch.zeros(num_envs, dtype=torch.int64)
         self._return = torch.zeros(num_envs)
+        self.reward_terms: Mapping[str, Tensor] = {}
         self._seeded = False
         self._renderer: Any = None
 
@@ -102,7 +106,9 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if isinstance(seed, list):
             if seed and any(s is None or s != seed[0] + i for i, s in enumerate(seed)):  # type: ignore[operator]
-                raise ConfigError("a list of seeds must be consecutive", remedy="pass the first one as an int")
+                raise ConfigError(
+                    "a list of seeds must be consecutive", remedy="pass the first one as an int"
+                )
             seed = seed[0] if seed else None
         if seed is None and not self._seeded:
             seed = secrets.randbelow(2**31)
@@ -112,7 +118,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         mask = (options or {}).get("reset_mask")
         ids = torch.arange(self.num_envs) if mask is None else torch.as_tensor(mask).nonzero().squeeze(1)
         self._begin(ids)
-        self.task.observe(self._views)
+        self.task.observe(self.observation_views)
         return self._out(self._obs.clone()), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -122,7 +128,8 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         task.apply(action)
         task.physics.step(task.substeps)
         outcome = task.outcome()
-        task.observe(self._views)
+        self.reward_terms = outcome.reward
+        task.observe(self.observation_views)
         self._steps += 1
 
         reward = torch.stack(tuple(outcome.reward.values())).sum(0)
@@ -142,8 +149,14 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
             self._report(infos, done, info)
             if self._autoreset:
                 self._begin(done.nonzero().squeeze(1))
-                task.observe(self._views)
-        return self._out(self._obs.clone()), self._out(reward), self._out(terminated), self._out(truncated), infos
+                task.observe(self.observation_views)
+        return (
+            self._out(self._obs.clone()),
+            self._out(reward),
+            self._out(terminated),
+            self._out(truncated),
+            infos,
+        )
 
     def _begin(self, ids: Tensor) -> None:
         self.task.reset(ids)

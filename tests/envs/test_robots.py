@@ -196,7 +196,7 @@ def test_home_is_well_inside_the_limits(robot):
 
 def test_slow_ur5e_differs_in_its_servo_alone():
     fast, slow = Robot.load("ur5e"), Robot.load("ur5e-slow")
-    assert (slow.servo_hz, slow.latency_s, slow.tool_mass_kg) == (1.2, 0.06, 2.5)
+    assert (slow.servo_hz, slow.latency_s, slow.tool_mass_kg) == (1.0, 0.06, 2.5)
     same = (
         "mjcf",
         "joints",

@@ -168,7 +168,14 @@ def test_latency_delays_a_command_by_its_length():
     quiet = {"noise_pos_m": (0.0, 0.0), "noise_rot_rad": (0.0, 0.0)}
     tips = []
     for latency in (0.0, 0.1):
-        env = _env(randomise={**quiet, "latency_s": (latency, latency), "servo_hz": (5.0, 5.0), "tool_mass_kg": (1.0, 1.0)})
+        env = _env(
+            randomise={
+                **quiet,
+                "latency_s": (latency, latency),
+                "servo_hz": (5.0, 5.0),
+                "tool_mass_kg": (1.0, 1.0),
+            }
+        )
         env.reset(seed=3)
         start = env.task.tool_pos.clone()
         action = torch.tensor([[0.5, 0.0, 0.0, 0.0, 0.0, 0.0]])

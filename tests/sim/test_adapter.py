@@ -39,7 +39,9 @@ def test_driving_into_the_ends_of_the_joints_stays_within_them(name):
     q = drive.physics.qpos[:, drive.joints]
     assert bool((q > limits[:, 0] - 0.01).all())
     assert bool((q < limits[:, 1] + 0.01).all())
-    assert bool((measured[:, :3].norm(dim=1) < 0.5 * twist[:, :3].norm(dim=1)).all()), "nothing held them back"
+    assert bool((measured[:, :3].norm(dim=1) < 0.5 * twist[:, :3].norm(dim=1)).all()), (
+        "nothing held them back"
+    )
     lead = (drive.adapter.target - q).abs().max()
     assert float(lead) <= 0.15 + 1e-3, "the desired joints ran away from the measured ones"
 

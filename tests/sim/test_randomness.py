@@ -9,7 +9,7 @@ def test_numbers_are_uniform_and_normal():
     random = Randomness(200)
     random.seed(1)
     u, z = random.uniform(500), random.normal(501)
-    assert 0.0 <= float(u.min())
+    assert float(u.min()) >= 0.0
     assert float(u.max()) < 1.0
     # 100,000 draws: the standard error of the mean is 0.29 / 316 = 0.0009, of the variance about 0.0003.
     assert abs(float(u.mean()) - 0.5) < 0.005

@@ -130,7 +130,7 @@ def test_offer_and_body():
     assert robot.body() == {
         "robot": "ur5e-slow",
         "dof": 6,
-        "servo_hz": 1.2,
+        "servo_hz": 1.0,
         "latency_s": 0.06,
         "tool_mass_kg": 2.5,
     }

@@ -22,7 +22,7 @@ def _run_to_an_end(env):
     env.reset(seed=0)
     scale = torch.from_numpy(env.action_scale)
     while True:
-        obs, reward, terminated, truncated, infos = env.step(env.task.expert() / scale)
+        obs, _, terminated, truncated, infos = env.step(env.task.expert() / scale)
         if "final_info" in infos:
             return obs, terminated, truncated, infos
 
@@ -65,7 +65,7 @@ def test_a_broken_simulation_is_a_failure_and_poisons_nothing():
 
     broken.armed = True
     env.task.observe = broken
-    obs, reward, terminated, _, infos = env.step(torch.zeros(3, 6))
+    _, reward, terminated, _, infos = env.step(torch.zeros(3, 6))
     assert terminated.tolist() == [False, True, False]
     assert bool(torch.isfinite(reward).all())
     assert bool(torch.isfinite(infos["final_obs"]).all())
@@ -110,7 +110,11 @@ def test_a_single_environment_reports_its_results_at_the_end():
 
 @pytest.mark.parametrize(
     ("kwargs", "says"),
-    [({"num_envs": 0}, "at least one"), ({"num_envs": 1, "backend": "jax"}, "numpy"), ({"num_envs": 1, "render_mode": "human"}, "rgb_array")],
+    [
+        ({"num_envs": 0}, "at least one"),
+        ({"num_envs": 1, "backend": "jax"}, "numpy"),
+        ({"num_envs": 1, "render_mode": "human"}, "rgb_array"),
+    ],
 )
 def test_wrong_arguments_are_named(kwargs, says):
     with pytest.raises(ConfigError, match=says):

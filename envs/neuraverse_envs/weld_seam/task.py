@@ -5,7 +5,7 @@ of W along x; the robot comes in along its backward extension, from a start that
 so that the torch is at speed when the seam begins. The seam is scored as the arc first passes: an element of
 its length counts when *all five* quantities are in tolerance there. At each point of the seam:
 
-    t, n, b        tangent, normal of the base plate (z of W), and b = n × t, the side on which the torch stands
+    t, n, b        tangent, normal of the base plate (z of W), and b = n × t, the side of the torch
     z              torch axis, from contact tip to seam
     c              the seam point under the arc, arc length s from the start
     lateral        (c − tip) along t × z: how far the wire misses the seam               ±1.0 mm
@@ -63,17 +63,29 @@ class WeldSeam(ArmTask):
     substeps = 10
     max_steps = 240
     success = (
-        "at least 95 % of the seam's length in tolerance on the first pass: lateral ±1.0 mm, contact-tip distance "
-        "15 ± 2 mm, work angle 45 ± 5°, travel angle 10 ± 5°, speed within ±25 %"
+        "at least 95 % of the seam's length in tolerance on the first pass: lateral ±1.0 mm, "
+        "contact-tip distance 15 ± 2 mm, work angle 45 ± 5°, travel angle 10 ± 5°, speed within ±25 %"
     )
     requires = Requirements(reach_m=0.6, linear_speed_m_s=0.05, angular_speed_rad_s=0.4)
     observation = (
         Signal(name="e_pos", shape=(3,), unit="m", frame="W", description="tool tip to where it should be"),
-        Signal(name="e_rot", shape=(3,), unit="rad", frame="W", description="rotation of the torch axis still to do"),
-        twist_signal("twist", description="measured tool twist"),
-        Signal(name="feed", shape=(3,), unit="m/s", frame="W", description="ordered speed along the seam, here"),
         Signal(
-            name="feed_ahead", shape=(3,), unit="m/s", frame="W", description="the same, where the arc is in 0.25 s"
+            name="e_rot",
+            shape=(3,),
+            unit="rad",
+            frame="W",
+            description="rotation of the torch axis still to do",
+        ),
+        twist_signal("twist", description="measured tool twist"),
+        Signal(
+            name="feed", shape=(3,), unit="m/s", frame="W", description="ordered speed along the seam, here"
+        ),
+        Signal(
+            name="feed_ahead",
+            shape=(3,),
+            unit="m/s",
+            frame="W",
+            description="the same, where the arc is in 0.25 s",
         ),
         twist_signal("prev_action", description="the last commanded twist"),
     )
@@ -152,7 +164,7 @@ class WeldSeam(ArmTask):
         success = finished & (coverage >= COVERAGE)
         strayed = (errors.abs() > _STRAY).any(1) & ~finished
 
-        # Progress is paid by how well it is made; standing still earns nothing, and finishing well pays at once.
+        # Progress is paid by how well it is made; standing still earns nothing, finishing well pays at once.
         quality = (1.0 / (1.0 + share.square())).prod(1)
         pace = (self.s_max - before) * self.rate_hz / self.speed
         change = (self.command - self.last_command) / _ACTION_SCALE
@@ -192,7 +204,7 @@ class WeldSeam(ArmTask):
         out["prev_action"].copy_(self.command)
 
     def expert(self) -> Tensor:
-        """Feed forward along the seam, with feedback on error and speed as stiff as servo and latency allow."""
+        """Feed forward along the seam, with feedback as stiff as servo and latency allow."""
         e_pos, e_rot, feed, ahead = self._reference()
         # A critically damped servo of bandwidth f lags a ramp by 2 / (2πf).
         lag_s = 1.0 / (math.pi * self.robot.servo_hz) + self.robot.latency_s + 1.0 / self.rate_hz
@@ -243,7 +255,7 @@ def _tangent(heading: Tensor) -> Tensor:
 
 
 def _side(tangent: Tensor) -> Tensor:
-    """b = n × t, ``(N, 3)``."""
+    """The side ``b = n × t``, ``(N, 3)``."""
     x, y, zero = tangent.unbind(1)
     return torch.stack((-y, x, zero), dim=1)
 
