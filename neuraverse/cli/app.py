@@ -114,4 +114,7 @@ def story(
 for room in (learn, publish, receive, use):
     room.add_to(app)
 if importlib.util.find_spec("neuraverse.cli.demo") is not None:
-    app.command("demo", rich_help_panel=LEARN)(importlib.import_module("neuraverse.cli.demo").demo)
+    examples = example("neuraverse demo", "neuraverse demo --dir /tmp/demo --json demo.json")
+    app.command("demo", rich_help_panel=LEARN, epilog=examples)(
+        importlib.import_module("neuraverse.cli.demo").demo
+    )

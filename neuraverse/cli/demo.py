@@ -36,8 +36,6 @@ def demo(
     Starts a registry and Ray on this machine (or joins RAY_ADDRESS), trains, scores, signs and publishes a
     skill; three robots with other bodies are told, verify it, try it, and use it or improve it. It takes a
     few minutes on two cores.
-
-    Example: neuraverse demo --json demo.json
     """
     from neuraverse.demo.story import tell
 
