@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from neuraverse.client.refs import Resolved
-from neuraverse.storage import disk_errors, read_regular, sync_folder
+from neuraverse.storage import disk_errors, read_regular
 
 _BUFFER_BYTES = 1 << 20
 
@@ -90,17 +90,16 @@ class Cache:
     def keep(self, file: BinaryIO, sha256: str) -> None:
         """Make the partial file a blob; its bytes have been checked.
 
+        It is not flushed to the disk: whoever takes it from the cache checks it again.
+
         Raises:
             StorageError: The disk is full, read-only or gone.
         """
         target = self.blob(sha256)
         with disk_errors("write", target):
-            file.flush()
             os.fchmod(file.fileno(), 0o444)
-            os.fsync(file.fileno())
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self._root / "partial" / sha256, target)
-            sync_folder(target.parent)
 
     def place(self, sha256: str, target: Path) -> None:
         """Put a blob at `target`: a hard link, or a copy where there are none.

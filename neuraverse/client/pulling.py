@@ -10,7 +10,7 @@ from neuraverse.client.download import Progress, fetch
 from neuraverse.client.refs import Resolved
 from neuraverse.client.transport import Transport
 from neuraverse.errors import ContentError, IncompatibleError, IntegrityError
-from neuraverse.storage import new_folder, write_atomic
+from neuraverse.storage import disk_errors, new_folder
 
 if TYPE_CHECKING:
     from neuraverse.interface import Offer
@@ -83,8 +83,9 @@ class Pull:
         with new_folder(target) as folder:
             for name, entry in manifest.files.items():
                 self._cache.place(entry.sha256, folder / name)
-            write_atomic(folder / MANIFEST, data, mode=0o444)
-            write_atomic(folder / SIGNATURE, signature, mode=0o444)
+            with disk_errors("write", target):
+                (folder / MANIFEST).write_bytes(data)
+                (folder / SIGNATURE).write_bytes(signature)
             Skill.open(folder)  # every byte once more, as it lies on the disk
         return Skill(target, data)
 

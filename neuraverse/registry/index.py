@@ -168,15 +168,11 @@ class Index:
         async with self._database.read() as db:
             skill_id = await _skill(db, name)
             columns = versions.c.version, versions.c.digest, versions.c.created_at.label("created")
-            rows = await db.execute(
-                select(*columns).where(versions.c.skill_id == skill_id).order_by(*_BY_ORDER)
-            )
-            pairs = (
-                select(aliases.c.alias, versions.c.version)
-                .join(versions)
-                .where(aliases.c.skill_id == skill_id)
-            )
-            named = await db.execute(pairs.order_by(aliases.c.alias))
+            every = select(*columns).where(versions.c.skill_id == skill_id).order_by(*_BY_ORDER)
+            rows = await db.execute(every.limit(MAX_VERSIONS))
+            pairs = select(aliases.c.alias, versions.c.version).join(versions)
+            pairs = pairs.where(aliases.c.skill_id == skill_id).order_by(aliases.c.alias)
+            named = await db.execute(pairs.limit(MAX_VERSIONS))
             return {
                 "name": name,
                 "versions": [dict(r._mapping) for r in rows],
