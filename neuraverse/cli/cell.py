@@ -81,10 +81,8 @@ def recipe_for(
     """
     from neuraverse.learn import Recipe
 
-    plain = dict(manifest.training.recipe) or {
-        "skill": {"name": manifest.name},
-        "env": {"id": manifest.task.env_id},
-    }
+    least = {"skill": {"name": manifest.name}, "env": {"id": manifest.task.env_id}}
+    plain = least | manifest.training.recipe
     recipe = Recipe.parse(plain, overrides, source=f"recipe of {manifest.ref}")
     settings = recipe.env
     if env is not None:

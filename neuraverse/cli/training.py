@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,10 +43,10 @@ def train(
     if _done(target, recipe, numbers, ()):
         _report(Skill.open(target), recipe, folder, out)
         return
-    private = signing_key(key)
 
     from neuraverse.learn import Trainer, evaluate, make_env, seal
 
+    private = signing_key(key)
     load_tasks()
     scoring = make_env(recipe.env, min(recipe.eval.episodes, recipe.eval.num_envs))
     runs = []
@@ -83,34 +84,33 @@ def fine_tune(
     out: Out,
 ) -> None:
     """Carry a skill over to another body; seal the child."""
-    from neuraverse import learn
+    from neuraverse.learn import child_recipe, evaluate, make_env, policy_of, probe, seal
+    from neuraverse.learn import fine_tune as improve
 
     parent = fetch(ref, registry)
     if not any(word.replace(" ", "").startswith("skill.name=") for word in overrides):
         body = slug(robot or parent.manifest.body.robot)
         overrides = (f'skill.name="local/{parent.name.partition("/")[2]}-{body}"', *overrides)
     recipe = recipe_for(parent.manifest, env=env_id, robot=robot, tool=tool, overrides=overrides)
-    recipe = learn.child_recipe(parent, recipe=recipe)
+    recipe = child_recipe(parent, recipe=recipe)
     folder = run_dir or RUNS / f"{recipe.skill.name.partition('/')[2]}-seed{seed}"
     target = skill_dir or folder / SKILL
     if _done(target, recipe, (seed,), (parent.digest,)):
         _report(Skill.open(target), recipe, folder, out)
         return
     private = signing_key(key)
-    env = learn.make_env(recipe.env, recipe.ppo.num_envs)
-    validation = learn.make_env(recipe.env, recipe.validation.episodes)
+    env = make_env(recipe.env, recipe.ppo.num_envs)
+    validation = make_env(recipe.env, recipe.validation.episodes)
     for sentence in outside(parent.manifest, env):
         note(f"outside what {parent.ref} was trained over: {sentence}")
     bar = recipe.bar.success_return
     with busy(f"probing {parent.ref} as it is"):
-        zero_shot = learn.probe(
-            parent, validation, episodes=recipe.fine_tune.probe_episodes, success_return=bar
-        )
+        zero_shot = probe(parent, validation, episodes=recipe.fine_tune.probe_episodes, success_return=bar)
     if zero_shot.scored is None:
         raise IncompatibleError(f"{parent.ref} cannot be fine-tuned here", problems=zero_shot.problems)
     note(f"as it is: {score_words(zero_shot.scored.score) or f'return {zero_shot.scored.mean_return:.1f}'}")
     with training(f"{recipe.skill.name} seed {seed}") as go_on:
-        result = learn.fine_tune(
+        result = improve(
             parent,
             env,
             recipe=recipe,
@@ -122,19 +122,19 @@ def fine_tune(
             callbacks=(go_on,),
         )
     settings = recipe.eval
-    scoring = learn.make_env(recipe.env, min(settings.episodes, settings.num_envs))
+    scoring = make_env(recipe.env, min(settings.episodes, settings.num_envs))
     with busy(f"scoring parent and child, {settings.episodes} episodes each"):
         before, after = (
-            learn.evaluate(
+            evaluate(
                 policy,
                 scoring,
                 episodes=settings.episodes,
                 seed_first=settings.seed_first,
                 success_return=bar,
             )
-            for policy in (learn.policy_of(parent), result.policy)
+            for policy in (policy_of(parent), result.policy)
         )
-    skill = learn.seal(
+    skill = seal(
         result, recipe, after, target, env=scoring, key=private, parent=parent, parent_score=before.score
     )
     _report(skill, recipe, folder, out)
@@ -168,14 +168,16 @@ def _rank(run: Result) -> tuple[float, float]:
 def _report(skill: Skill, recipe: Recipe, folder: Path, out: Out) -> None:
     manifest = skill.manifest
     training, evaluation = manifest.training, manifest.evaluation
-    reached = evaluation.lower >= recipe.bar.success
+    judged = json.loads(skill.read("evaluation.json"))["success"] is not None
+    reached = evaluation.lower >= recipe.bar.success if judged else None
+    words = {True: "reached", False: "not reached", None: "nothing to judge by: the task reports no success"}
     speed = training.env_steps / max(training.wall_s, 1e-9)
     out.line(f"{skill.ref}  {skill.digest}")
     out.fields(
         [
-            ("success", score_words(evaluation.score)),
+            ("success", score_words(evaluation.score) if judged else ""),
             ("parent", score_words(evaluation.source)),
-            ("bar", f"{'reached' if reached else 'not reached'}: lower bound {recipe.bar.success:g} wanted"),
+            ("bar", f"{words[reached]} (lower bound {recipe.bar.success:g} wanted)"),
             ("mean return", f"{evaluation.metrics.get('mean_return', 0.0):.2f}"),
             ("trained", f"{training.env_steps:,} steps in {training.wall_s:.0f} s ({speed:,.0f} steps/s)"),
             ("skill", str(skill.path)),
@@ -196,7 +198,7 @@ def _report(skill: Skill, recipe: Recipe, folder: Path, out: Out) -> None:
             "cpu_s": training.cpu_s,
             "device": training.device,
             "episodes": evaluation.episodes,
-            "success": score_json(evaluation.score),
+            "success": score_json(evaluation.score) if judged else None,
             "source": score_json(evaluation.source),
             "metrics": evaluation.metrics,
             "bar": {"success": recipe.bar.success, "reached": reached},
