@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from neuraverse.errors import StorageError, UsageError
-from neuraverse.registry import background, serve
+from neuraverse.registry import background, serve, server
 
 START = (
     "import sys; from neuraverse.registry import serve; serve(sys.argv[1], port=0, ready_file=sys.argv[2])"
@@ -131,6 +131,12 @@ def test_a_folder_that_is_read_only(tmp_path):
     (tmp_path / "data").mkdir(mode=0o500)
     with pytest.raises(StorageError, match="permission"):
         serve(tmp_path / "data", port=0)
+
+
+def test_connections_do_not_wait_to_fill_a_packet():
+    """asyncio sets TCP_NODELAY where it sees this protocol; else an answer in two writes takes 40 ms more."""
+    with server._listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 @pytest.mark.parametrize("content", [b"this is not a database, whatever its name says" * 50])
