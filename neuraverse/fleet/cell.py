@@ -20,6 +20,7 @@ import ray
 
 from neuraverse.client import Client, Event, Resolved
 from neuraverse.errors import ConfigError, ContentError, IncompatibleError, NotFoundError
+from neuraverse.fleet.cluster import offered
 from neuraverse.fleet.workers import make_env
 from neuraverse.learn.recipe import EnvSettings, Recipe
 from neuraverse.manifest import Body, Score
@@ -109,6 +110,12 @@ class Cell:
         if self._cursor is None:
             self._cursor = self._client.cursor()
         return self._offer()
+
+    def close(self) -> None:
+        """Close connections and environment."""
+        self._client.close()
+        if self._env is not None:
+            self._env.close()
 
     def listen(
         self,
@@ -289,6 +296,7 @@ def start_cell(
         num_envs: Environments to probe in at once.
         threads: Threads of the probe.
     """
+    offered()
     make: Callable[..., Any] = ray.remote(Cell).options(num_cpus=cpus).remote
     return make(env=env, registry=registry, home=Path(home).absolute(), num_envs=num_envs, threads=threads)
 

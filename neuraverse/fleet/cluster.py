@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -16,6 +17,8 @@ from ray.exceptions import RayError, RayTaskError
 from neuraverse.errors import ConfigError, NetworkError, NeuraverseError, TrainingError, UsageError
 
 _OBJECT_STORE_BYTES = 256 * 2**20  # results are small: weights and curves
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+_KNOCK_S = 5.0
 
 
 @contextlib.contextmanager
@@ -38,30 +41,63 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     wanted = address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if wanted:
-            ray.init(address=wanted, **quiet)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                **quiet,
-            )
-    except (ConnectionError, TimeoutError) as error:
-        raise NetworkError(
-            f"no Ray cluster answers at {wanted}: {_first_line(error)}" if wanted else _first_line(error),
-            remedy="start one with `ray start --head`, or unset RAY_ADDRESS to run on this machine alone",
-        ) from error
-    except (RuntimeError, ValueError, RayError) as error:
-        what = f"the Ray cluster at {wanted} cannot be joined" if wanted else "Ray cannot be started"
-        raise UsageError(f"{what}: {_first_line(error)}") from error
+    if wanted:
+        _join(wanted)
+    else:
+        _start(num_cpus)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(num_cpus: int | None) -> None:
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            **_QUIET,
+        )
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise UsageError(
+            f"Ray cannot be started here: {_first_line(error)}", remedy="look at its logs in /tmp/ray"
+        ) from error
+
+
+def _join(address: str) -> None:
+    try:
+        _knock(address)
+        with _one_attempt():
+            ray.init(address=address, **_QUIET)
+    except (OSError, RayError) as error:  # the families of refused and of silent connections
+        raise NetworkError(
+            f"no Ray cluster answers at {address}: {_first_line(error)}",
+            remedy="start one with `ray start --head`, or unset RAY_ADDRESS to run on this machine alone",
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"the Ray cluster at {address} cannot be joined: {_first_line(error)}") from error
+
+
+def _knock(address: str) -> None:
+    """Ray itself would wait for minutes where nothing listens."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
+
+
+@contextlib.contextmanager
+def _one_attempt() -> Iterator[None]:
+    """Let Ray try once to reach a cluster, not twenty times, each of which takes a quarter of a minute."""
+    name = "RAY_gcs_server_port_wait_time_s"
+    before = os.environ.get(name)
+    os.environ[name] = before or "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +129,7 @@ class Resources:
     @classmethod
     def share(cls, workers: int, device: str | None = None) -> Self:
         """One CPU each, and the GPUs of the cluster shared evenly, none if the CPU is asked for."""
-        gpus = 0.0 if device == "cpu" else ray.cluster_resources().get("GPU", 0.0)
+        gpus = 0.0 if device == "cpu" else offered().get("GPU", 0.0)
         return cls(gpus=min(1.0, math.floor(1e4 * gpus / workers) / 1e4))
 
     @property
@@ -107,17 +143,29 @@ class Resources:
 
     def check(self) -> None:
         """Raise ConfigError if no node of the cluster has so much: such a worker would wait for ever."""
+        offered()
         wanted = {k: v for k, v in {"CPU": self.cpus, "GPU": self.gpus, **self.custom}.items() if v > 0.0}
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if any(all(have.get(k, 0.0) >= v for k, v in wanted.items()) for have in nodes):
             return
         asked = ", ".join(f"{v:g} {k}" for k, v in wanted.items())
         most = {k: max((have.get(k, 0.0) for have in nodes), default=0.0) for k in wanted}
-        offered = ", ".join(f"{v:g} {k}" for k, v in most.items())
+        there = ", ".join(f"{v:g} {k}" for k, v in most.items())
         raise ConfigError(
-            f"no node of the Ray cluster has {asked} for a worker; the most there is: {offered}",
+            f"no node of the Ray cluster has {asked} for a worker; the most there is: {there}",
             remedy="ask for less, or add a node",
         )
+
+
+def offered() -> dict[str, float]:
+    """All resources of the cluster.
+
+    Raises:
+        UsageError: None was joined or started.
+    """
+    if not ray.is_initialized():
+        raise UsageError("there is no Ray cluster yet", remedy="work in `with neuraverse.fleet.connect():`")
+    return dict(ray.cluster_resources())
 
 
 def get(ref: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 import ray
 
 from neuraverse.errors import ConfigError
-from neuraverse.fleet.cluster import Resources
+from neuraverse.fleet.cluster import Resources, offered
 from neuraverse.fleet.supervisor import Job, run
 from neuraverse.fleet.workers import Where
 from neuraverse.learn.adopt import check_env, child_recipe
@@ -240,7 +240,7 @@ def evaluate(
             f"episodes = {episodes} in batches of {num_envs}", remedy="choose at least 1 of each"
         )
     batches = math.ceil(episodes / num_envs)
-    workers = min(batches, workers or max(1, int(ray.cluster_resources().get("CPU", 1.0))))
+    workers = min(batches, workers or max(1, int(offered().get("CPU", 1.0))))
     edges = [min(episodes, num_envs * (batches * i // workers)) for i in range(workers + 1)]
     edges[-1] = episodes
     interface = policy.interface if isinstance(policy, Skill) else None
