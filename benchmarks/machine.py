@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from neuraverse.sim.physics import available_cpus
+from neuraverse.machine import describe as describe
 
 PACKAGES = (
     "neuraverse",
@@ -25,17 +25,6 @@ PACKAGES = (
     "stable-baselines3",
     "torch",
 )
-
-
-def describe() -> dict[str, Any]:
-    """Processor, CPUs that may be used, memory, system."""
-    return {
-        "processor": _first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
-        "cpus": available_cpus(),
-        "memory_gib": _memory_gib(),
-        "system": f"{platform.system()} {platform.release()}",
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-    }
 
 
 def versions() -> dict[str, str]:
@@ -87,17 +76,3 @@ def _busy_cpu_s() -> float:
     except (OSError, ValueError):
         return 0.0
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
-
-
-def _first(file: str, key: str) -> str:
-    with contextlib.suppress(OSError):
-        for line in Path(file).read_text().splitlines():
-            if line.startswith(key):
-                return line.partition(":")[2].strip()
-    return ""
-
-
-def _memory_gib() -> float | None:
-    with contextlib.suppress(ValueError, OSError, AttributeError):
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    return None
