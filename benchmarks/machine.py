@@ -9,7 +9,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from neuraverse.machine import describe as describe
 

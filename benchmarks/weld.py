@@ -1,4 +1,4 @@
-"""WeldSeam's ceiling and floor: the scripted expert and random actions, one episode for each of 1,000 seeds."""
+"""WeldSeam's ceiling and floor: the scripted expert and random actions, one episode for each seed."""
 
 from __future__ import annotations
 
