@@ -129,7 +129,8 @@ class TorchEnv:
         own = getattr(env, "action_scale", None)  # such an environment takes normalised actions
         self.action_scale = scale if own is None else np.asarray(own, np.float32).reshape(-1)
         self.action_offset = offset if own is None else np.zeros_like(offset)
-        self._torch = False
+        self._torch = False  # whether the environment speaks torch, and where its tensors live
+        self._home = torch.device("cpu")
 
     def _tensor(self, value: Any, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.as_tensor(value, dtype=dtype, device=self.device)
@@ -137,17 +138,15 @@ class TorchEnv:
     def reset(self, seed: int | None = None) -> Tensor:
         """Begin new episodes, environment i with the seed ``seed + i``; observations (N, obs_dim)."""
         obs, _ = self.env.reset(seed=seed)
-        self._torch = isinstance(obs, Tensor)
+        self._learn_kind(obs)
         return self._tensor(obs).reshape(self.num_envs, -1)
 
     def step(self, actions: Tensor) -> Step:
         """Apply actions (N, act_dim); they must lie in [-1, 1]."""
         actions = actions.detach()
-        if not self._plain or not self._torch:
-            actions = actions.cpu()
         if not self._plain:
-            actions = torch.addcmul(self._offset, actions, self._scale)
-        actions = actions.reshape(self._act_shape)
+            actions = torch.addcmul(self._offset, actions.cpu(), self._scale)
+        actions = actions.to(self._home).reshape(self._act_shape)
         obs, reward, terminated, truncated, infos = self.env.step(actions if self._torch else actions.numpy())
         ended = self._tensor(terminated, torch.bool), self._tensor(truncated, torch.bool)
         return Step(
@@ -184,7 +183,11 @@ class TorchEnv:
 
     def set_state(self, state: dict[str, Tensor]) -> None:
         """Go on from what `get_state` returned."""
-        self._torch = isinstance(self.env.set_state(state), Tensor)  # type: ignore[attr-defined]
+        self._learn_kind(self.env.set_state(state))  # type: ignore[attr-defined]
+
+    def _learn_kind(self, obs: Any) -> None:
+        self._torch = isinstance(obs, Tensor)
+        self._home = obs.device if isinstance(obs, Tensor) else torch.device("cpu")
 
 
 def interface_of(env: VectorEnv[Any, Any, Any]) -> Interface:
