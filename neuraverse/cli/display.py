@@ -40,7 +40,8 @@ def training(title: str) -> Iterator[Callable[[Progress], bool]]:
 
 @contextlib.contextmanager
 def _stoppable(stop: threading.Event) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # by nohup, or a shell's &
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
 

@@ -220,21 +220,33 @@ def pull(
     Checked are signature and trust, then with --robot whether the robot can supply the interface, then every
     file. No weight is read before all of this holds. A pull that was cut goes on.
     """
-    from neuraverse.cli.cell import fetch, offer_of, settle
-    from neuraverse.client import Client
-    from neuraverse.manifest import SkillManifest
+    from neuraverse.cli.cell import fetch, offer_of
 
     out = Out(json)
     if robot is None and (tool or env):
         raise UsageError("--tool and --env are for checking a robot", remedy="name it with --robot")
-    offer, settled = None, ref
+    offer = None
     if robot is not None:
-        with Client(registry) as client:
-            settled = settle(client, ref).digest
-            offer = offer_of(SkillManifest.parse(client.manifest(settled)), robot, tool, env)
-    skill = fetch(settled, registry, offer)
+        manifest, ref = _manifest(ref, registry)
+        offer = offer_of(manifest, robot, tool, env)
+    skill = fetch(ref, registry, offer)
     out.fields([("skill", skill.ref), ("digest", skill.digest), ("folder", str(skill.path))])
     out.json({"skill": skill.ref, "digest": skill.digest, "path": str(skill.path)})
+
+
+def _manifest(ref: str, registry: str | None) -> tuple[SkillManifest, str]:
+    """The manifest behind a reference, not verified yet, and a reference to exactly that skill."""
+    from neuraverse.cli.cell import settle
+    from neuraverse.client import Client
+    from neuraverse.client.refs import is_path
+    from neuraverse.manifest import SkillManifest
+    from neuraverse.skill import Skill
+
+    if is_path(ref):
+        return Skill.open(Path(ref).expanduser()).manifest, ref
+    with Client(registry) as client:
+        digest = settle(client, ref).digest
+        return SkillManifest.parse(client.manifest(digest)), digest
 
 
 def verify(ref: options.Ref, registry: options.Registry = None, json: options.Json = None) -> None:

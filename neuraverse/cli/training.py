@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from neuraverse.cli.cell import fetch, load_tasks, outside, recipe_for, signing_key, slug
 from neuraverse.cli.display import training
 from neuraverse.cli.output import Out, busy, note, score_json, score_words
-from neuraverse.errors import IncompatibleError, UsageError
+from neuraverse.errors import ContentError, IncompatibleError, UsageError
 from neuraverse.skill import Skill
 
 if TYPE_CHECKING:
@@ -148,13 +148,14 @@ def _done(path: Path, recipe: Recipe, seeds: tuple[int, ...], parents: tuple[str
     """
     if not path.exists():
         return False
-    training = Skill.open(path).manifest.training
-    same = training.recipe == recipe.to_dict() and training.seeds == seeds
-    if not same or Skill.open(path).manifest.parents != parents:
-        raise UsageError(
-            f"{path} holds the skill of another run",
-            remedy="choose another folder with --out, or remove that one",
-        )
+    remedy = "choose another folder with --out, or remove that one"
+    try:
+        manifest = Skill.open(path).manifest
+    except ContentError as error:
+        raise UsageError(f"{path} exists and is no skill", remedy=remedy) from error
+    training = manifest.training
+    if (training.recipe, training.seeds, manifest.parents) != (recipe.to_dict(), seeds, parents):
+        raise UsageError(f"{path} holds the skill of another run", remedy=remedy)
     note(f"{path} is there already, made by this very command")
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -40,6 +41,8 @@ def test_training_again_finds_it_done(trained, home, neuraverse):
     assert "holds the skill of another run" in error
     error = neuraverse(*trained.words, "ppo.gamma=0.9", "--out", trained.folder.with_name("b"), code=2).error
     assert "holds a run of another recipe, seed or environment" in error
+    error = neuraverse(*trained.words, "--out", trained.folder.parent, code=2).error
+    assert "exists and is no skill" in error
 
 
 def test_any_gymnasium_id_trains_with_several_seeds(neuraverse, fresh_home, tmp_path, monkeypatch):
@@ -76,6 +79,28 @@ def test_ctrl_c_leaves_a_run_that_goes_on(process, neuraverse, home, tmp_path):
     neuraverse(*words, f"ppo.total_steps={before + 64}")
     training = Skill.open(run / "skill").manifest.training
     assert before + 64 <= training.env_steps < before + 64 + 32
+
+
+def test_a_terminal_sees_it_live(process, home, tmp_path):
+    screen, terminal = os.openpty()
+    os.set_blocking(screen, False)
+    words = ["train", *PENDULUM, "ppo.total_steps=1e9", "--run-dir", tmp_path / "run"]
+    child = process(*words, stderr=terminal)
+    os.close(terminal)
+    shown, asked, deadline = "", False, time.monotonic() + 60
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        with contextlib.suppress(BlockingIOError, OSError):
+            shown += os.read(screen, 65536).decode(errors="replace")
+        if not asked and "steps/s" in shown:
+            child.send_signal(signal.SIGINT)
+            asked = True
+    with contextlib.suppress(OSError):
+        shown += os.read(screen, 65536).decode(errors="replace")
+    os.close(screen)
+    assert child.returncode == 130
+    for word in ("local/pendulum seed 0", "━", "steps/s", "left", "interrupted; run the same command again"):
+        assert word in shown
 
 
 def test_a_full_disk_in_training_keeps_the_last_checkpoint(neuraverse, home, tmp_path, monkeypatch):

@@ -111,6 +111,7 @@ def test_pull_for_a_robot_refuses_what_does_not_fit(neuraverse, published):
     error = neuraverse("pull", "acme/weld-seam", "--robot", "ur5e", code=1).error
     assert "acme/weld-seam@1.0.0 does not fit ur5e" in error
     assert "observation seam: ur5e does not have it" in error
+    assert "does not fit ur5e" in neuraverse("pull", published[0].path, "--robot", "ur5e", code=1).error
     error = neuraverse("pull", "acme/weld-seam", "--robot", "ur5", code=2).error
     assert "there is no robot named 'ur5' - did you mean ur5e" in error
     assert "--robot" in neuraverse("pull", "acme/weld-seam", "--tool", "hand", code=2).error
