@@ -66,54 +66,40 @@ def gaussian_kl(mean_p: Tensor, log_std_p: Tensor, mean_q: Tensor, log_std_q: Te
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossGradient:
-    """Gradient of a minibatch's loss with respect to what the networks put out, and the loss itself."""
+class PolicyGradient:
+    """Gradient of a minibatch's policy loss with respect to what the actor puts out, and the loss itself."""
 
     mean: Tensor  # (rows, act_dim)
     log_std: Tensor  # (act_dim,)
-    value: Tensor  # (rows, 1)
-    policy_loss: Tensor
-    value_loss: Tensor
+    loss: Tensor
     clip_fraction: Tensor
 
 
-def loss_gradient(
+def policy_gradient(
     mean: Tensor,
     log_std: Tensor,
-    value: Tensor,
     *,
     actions: Tensor,
     old_log_probs: Tensor,
     advantages: Tensor,
-    returns: Tensor,
-    old_values: Tensor,
     clip: float,
     entropy: float,
-    value_coef: float,
-    value_clip: float,
-) -> LossGradient:
-    """Gradient of ``mean(−min(r A, clip(r, 1 ± clip) A) + value_coef (V − R)²) − entropy H``.
+) -> PolicyGradient:
+    """Gradient of ``mean(−min(r A, clip(r, 1 ± clip) A)) − entropy H``.
 
     With ``z = (a − μ)/σ`` and ``r = π/π_old``: ``∂r/∂μ = r z/σ`` and ``∂r/∂log σ = r (z² − 1)``.
     The surrogate has no gradient where the ratio has left the clip range towards the side that its
-    advantage rewards. ``H = Σ log σ + const``. A `value_clip` above 0 bounds the step of the value: the
-    loss is the larger of the plain one and that of ``V_old + clip(V − V_old, ± value_clip)``.
+    advantage rewards. ``H = Σ log σ + const``.
 
     Args:
         mean: (rows, act_dim) of the current policy.
         log_std: (act_dim,) of the current policy.
-        value: (rows, 1) of the current critic.
         actions: (rows, act_dim).
         old_log_probs: (rows,) of the policy that acted.
         advantages: (rows,) normalised.
-        returns: (rows,).
-        old_values: (rows,).
         clip: ε of the surrogate.
         entropy: Weight of the entropy bonus.
-        value_coef: Weight of the value loss.
-        value_clip: 0 for none.
     """
-    rows = mean.shape[0]
     inverse_std = torch.exp(-log_std)
     z = (actions - mean).mul_(inverse_std)
     z_squared = z.square()
@@ -122,23 +108,36 @@ def loss_gradient(
     surrogate = ratio * advantages
     clipped = ratio.clamp(1.0 - clip, 1.0 + clip).mul_(advantages)
     # Where the clipped surrogate is the smaller one it is constant: ∂L/∂log π = −A r / rows elsewhere.
-    pull = surrogate.masked_fill(clipped < surrogate, 0.0).div_(-rows)
-    mean_grad = z.mul_(inverse_std).mul_(pull.unsqueeze(-1))
-    log_std_grad = torch.mv(z_squared.sub_(1.0).t(), pull).sub_(entropy)
-
-    error = value.squeeze(-1) - returns
-    value_loss = error.square()
-    if value_clip > 0.0:
-        step = value.squeeze(-1) - old_values
-        bounded = step.clamp(-value_clip, value_clip).add_(old_values).sub_(returns).square_()
-        # The bounded branch is constant in V wherever it differs from the plain one.
-        error.masked_fill_(bounded > value_loss, 0.0)
-        value_loss = torch.maximum(value_loss, bounded)
-    return LossGradient(
-        mean=mean_grad,
-        log_std=log_std_grad,
-        value=error.mul_(2.0 * value_coef / rows).unsqueeze_(-1),
-        policy_loss=torch.minimum(surrogate, clipped).mean().neg_(),
-        value_loss=value_loss.mean(),
+    pull = surrogate.masked_fill(clipped < surrogate, 0.0).div_(-mean.shape[0])
+    return PolicyGradient(
+        mean=z.mul_(inverse_std).mul_(pull.unsqueeze(-1)),
+        log_std=torch.mv(z_squared.sub_(1.0).t(), pull).sub_(entropy),
+        loss=torch.minimum(surrogate, clipped).mean().neg_(),
         clip_fraction=ratio.sub_(1.0).abs_().gt(clip).float().mean(),
     )
+
+
+def value_gradient(
+    value: Tensor, *, returns: Tensor, old_values: Tensor, coef: float, clip: float
+) -> tuple[Tensor, Tensor]:
+    """Gradient (rows, 1) of ``coef mean((V − R)²)`` with respect to the values, and the loss without `coef`.
+
+    A `clip` above 0 bounds the step of the value: the loss is the larger of the plain one and that of
+    ``V_old + clip(V − V_old, ± clip)``.
+
+    Args:
+        value: (rows, 1) of the current critic.
+        returns: (rows,).
+        old_values: (rows,) of the critic before the update.
+        coef: Weight of the loss.
+        clip: 0 for none.
+    """
+    error = value.squeeze(-1) - returns
+    loss = error.square()
+    if clip > 0.0:
+        step = value.squeeze(-1) - old_values
+        bounded = step.clamp(-clip, clip).add_(old_values).sub_(returns).square_()
+        # The bounded branch is constant in V wherever it differs from the plain one.
+        error.masked_fill_(bounded > loss, 0.0)
+        loss = torch.maximum(loss, bounded)
+    return error.mul_(2.0 * coef / value.shape[0]).unsqueeze_(-1), loss.mean()

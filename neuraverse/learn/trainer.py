@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +135,26 @@ class Trainer:
             TrainingError: Learning diverged.
             StorageError: A checkpoint could not be written; the one before is still there.
         """
-        settings = self.recipe.ppo
-        total = settings.total_steps if total_steps is None else total_steps
+        total = self.recipe.ppo.total_steps if total_steps is None else total_steps
+        with self._threads():
+            return self._fit(total, on_progress)
+
+    @contextlib.contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Share the CPUs between actor and critic instead of splitting every small product among them."""
+        before = torch.get_num_threads()
         torch.set_flush_denormal(True)  # denormal activations would slow every product down
+        self.ppo.use_threads(before)
+        if self.device.type == "cpu":
+            torch.set_num_threads(max(1, before // 2))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+            self.ppo.use_threads(1)
+
+    def _fit(self, total: int, on_progress: Callable[[Progress], object] | None) -> Result:
+        settings = self.recipe.ppo
         wall, cpu = time.perf_counter(), time.process_time()
         self._begin()
         board = self._board()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from neuraverse.learn.objective import gae, gaussian_kl, log_prob, loss_gradient
+from neuraverse.learn.objective import gae, gaussian_kl, log_prob, policy_gradient, value_gradient
 
 
 def column(*values):
@@ -82,18 +82,20 @@ def test_kl_by_hand():
 def one_row(ratio: float, advantage: float, **changes):
     """A row with mu = 0, sigma = 1, a = 1: z = 1, d log pi / d mu = 1."""
     now = log_prob(torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1))
-    settings = {"clip": 0.2, "entropy": 0.0, "value_coef": 1.0, "value_clip": 0.0}
-    return loss_gradient(
+    return policy_gradient(
         torch.zeros(1, 1),
         torch.zeros(1),
-        torch.tensor([[3.0]]),
         actions=torch.ones(1, 1),
         old_log_probs=now - math.log(ratio),
         advantages=torch.tensor([advantage]),
-        returns=torch.tensor([5.0]),
-        old_values=torch.tensor([2.0]),
-        **(settings | changes),
+        **({"clip": 0.2, "entropy": 0.0} | changes),
     )
+
+
+def one_value(clip):
+    """A row with V = 3, V before = 2, R = 5."""
+    returns, before = torch.tensor([5.0]), torch.tensor([2.0])
+    return value_gradient(torch.tensor([[3.0]]), returns=returns, old_values=before, coef=1.0, clip=clip)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def one_row(ratio: float, advantage: float, **changes):
 )
 def test_clipping_by_hand(ratio, advantage, loss, slope):
     found = one_row(ratio, advantage)
-    assert found.policy_loss.item() == pytest.approx(loss, abs=1e-5)
+    assert found.loss.item() == pytest.approx(loss, abs=1e-5)
     assert found.mean.item() == pytest.approx(slope, abs=1e-5)
     # z = 1: d log pi / d log sigma = z^2 - 1 = 0
     assert found.log_std.item() == pytest.approx(0.0, abs=1e-5)
@@ -121,11 +123,11 @@ def test_clipping_by_hand(ratio, advantage, loss, slope):
 
 def test_value_loss_and_its_clipping_by_hand():
     # V = 3, R = 5: (3 - 5)^2 = 4, slope 2 (3 - 5) = -4.
-    plain = one_row(1.0, 1.0)
-    assert (plain.value_loss.item(), plain.value.item()) == (4.0, -4.0)
+    slope, loss = one_value(clip=0.0)
+    assert (loss.item(), slope.item()) == (4.0, -4.0)
     # V_old = 2, step 1 bounded to 0.5: (2.5 - 5)^2 = 6.25 is the larger one, and constant in V.
-    bounded = one_row(1.0, 1.0, value_clip=0.5)
-    assert (bounded.value_loss.item(), bounded.value.item()) == (6.25, 0.0)
+    slope, loss = one_value(clip=0.5)
+    assert (loss.item(), slope.item()) == (6.25, 0.0)
 
 
 @pytest.mark.parametrize("value_clip", [0.0, 0.3])
@@ -148,22 +150,20 @@ def test_gradient_equals_autograd(value_clip):
         value_loss = torch.maximum(value_loss, (old_values + step - returns).square())
     loss = policy_loss + 0.7 * value_loss.mean() - 0.01 * normal.entropy().sum(1).mean()
     loss.backward()
-    found = loss_gradient(
+    found = policy_gradient(
         mean.detach(),
         log_std.detach(),
-        value.detach(),
         actions=actions,
         old_log_probs=old,
         advantages=advantages,
-        returns=returns,
-        old_values=old_values,
         clip=0.2,
         entropy=0.01,
-        value_coef=0.7,
-        value_clip=value_clip,
+    )
+    slope, squared = value_gradient(
+        value.detach(), returns=returns, old_values=old_values, coef=0.7, clip=value_clip
     )
     assert torch.allclose(found.mean, mean.grad)
     assert torch.allclose(found.log_std, log_std.grad)
-    assert torch.allclose(found.value, value.grad)
-    assert found.policy_loss.item() == pytest.approx(policy_loss.item())
-    assert found.value_loss.item() == pytest.approx(value_loss.mean().item())
+    assert torch.allclose(slope, value.grad)
+    assert found.loss.item() == pytest.approx(policy_loss.item())
+    assert squared.item() == pytest.approx(value_loss.mean().item())

@@ -153,3 +153,12 @@ def test_explained_variance():
     ppo = make(lr=1e-5)
     batch = batch_for(ppo.policy, advantages=lambda actions: torch.zeros(ROWS))
     assert ppo.update(batch).explained_variance == pytest.approx(1.0)
+
+
+def test_two_threads_give_the_numbers_of_one():
+    alone, beside = make(), make()
+    beside.use_threads(2)
+    stats = [ppo.update(batch_for(ppo.policy)) for ppo in (alone, beside)]
+    beside.use_threads(1)
+    assert torch.equal(alone.policy.theta, beside.policy.theta)
+    assert stats[0] == stats[1]
