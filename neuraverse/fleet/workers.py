@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import platform
 import threading
 from collections.abc import Iterator
@@ -219,15 +220,16 @@ def _takes_threads(env_id: str) -> bool:
 
 
 def _where() -> Where:
-    import os
+    device = "cpu"
+    if ray.get_gpu_ids():
+        import torch
 
-    import torch
-
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     context = ray.get_runtime_context()
     return Where(
         host=platform.node(),
         node=context.get_node_id(),
         pid=os.getpid(),
         resources={k: float(v) for k, v in context.get_assigned_resources().items()},
-        device="cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu",
+        device=device,
     )

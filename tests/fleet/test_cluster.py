@@ -34,13 +34,14 @@ def test_without_a_cluster_the_way_to_one_is_told(weld, tmp_path):
     assert not ray.is_initialized()
 
 
-@pytest.fixture
-def cluster(monkeypatch):
+@pytest.fixture(scope="module")
+def cluster():
     """Two nodes, each with processes of its own: a head, and a node that has a GPU by its own account."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=2, num_gpus=1, resources={"lab": 2})
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    yield cluster
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        yield cluster
     cluster.shutdown()
 
 
@@ -67,3 +68,28 @@ def test_workers_run_on_the_node_that_has_what_they_declare(cluster, weld, tmp_p
     assert not ray.is_initialized()
     with connect():  # the cluster that was joined goes on
         assert ray.cluster_resources()["lab"] == 2.0
+
+
+@pytest.mark.slow
+def test_a_run_outlives_the_node_that_it_runs_on(cluster, weld, tmp_path):
+    added = [cluster.add_node(num_cpus=1, resources={"spare": 1}) for _ in range(2)]
+    nodes = {node.node_id: node for node in added}
+    lives, seen = [], []
+
+    def on_progress(_, progress):
+        seen.append((len(lives), progress.iteration))
+        if len(lives) == 1 and progress.iteration == 8:
+            cluster.remove_node(nodes[lives[0].node], allow_graceful=False)
+
+    with connect():
+        [result] = train(
+            weld.recipe(),
+            (0,),
+            run_dir=tmp_path,
+            resources=Resources(custom={"spare": 1.0}),
+            on_worker=lambda _, where: lives.append(where),
+            on_progress=on_progress,
+        )
+    assert {where.node for where in lives} == set(nodes)
+    assert next(iteration for life, iteration in seen if life == 2) > 1
+    assert weld.same(result, weld.train(weld.recipe()))
