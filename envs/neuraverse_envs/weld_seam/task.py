@@ -56,9 +56,13 @@ class WeldSeam(ArmTask):
 
     Args:
         kwargs: As for `ArmTask`: ``robot``, ``tool``, ``randomise``.
+
+    Attributes:
+        tolerances: Of lateral and distance [m], work and travel angle [rad], and speed (as a share).
     """
 
     scene_file = Path(__file__).parent / "scene.xml"
+    tolerances = (LATERAL_M, DISTANCE_TOLERANCE_M, ANGLE_TOLERANCE_RAD, ANGLE_TOLERANCE_RAD, SPEED_TOLERANCE)
     rate_hz = 20.0
     substeps = 10
     max_steps = 240
@@ -94,6 +98,7 @@ class WeldSeam(ArmTask):
     def setup(self) -> None:
         """Make the buffers of the seam and of the pass along it."""
         super().setup()
+        self._tolerances = torch.tensor(self.tolerances)
         self.length = self.buffer("length")
         self.curvature = self.buffer("curvature")
         self.speed = self.buffer("speed")
@@ -149,7 +154,7 @@ class WeldSeam(ArmTask):
         travel = torch.asin((axis * tangent).sum(1).clamp(-1.0, 1.0)) - TRAVEL_RAD
         speed = step * self.rate_hz / self.speed - 1.0
         errors = torch.stack((lateral, distance, work, travel, speed), dim=1)
-        share = errors.abs() / _TOLERANCES
+        share = errors.abs() / self._tolerances
         in_tolerance = (share <= 1.0).all(1)
 
         before = self.s_max.clone()
@@ -227,9 +232,6 @@ class WeldSeam(ArmTask):
         self.noise.copy_(self.random.normal(6))
 
 
-_TOLERANCES = torch.tensor(
-    [LATERAL_M, DISTANCE_TOLERANCE_M, ANGLE_TOLERANCE_RAD, ANGLE_TOLERANCE_RAD, SPEED_TOLERANCE]
-)
 _STRAY = torch.tensor([STRAY_M, STRAY_M, STRAY_RAD, STRAY_RAD, math.inf])
 _ACTION_SCALE = torch.tensor(WeldSeam.action[0].high)
 
