@@ -26,7 +26,9 @@ def demo(
     folder: Annotated[
         Path,
         typer.Option(
-            "--dir", metavar="DIR", help="Registry, homes, runs and pictures; a run cut there goes on."
+            "--dir",
+            metavar="DIR",
+            help="Registry, homes, runs and pictures; a run cut there goes on, a finished one is removed.",
         ),
     ] = Path("runs/demo"),
     json: options.Json = None,

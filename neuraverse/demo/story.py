@@ -87,8 +87,8 @@ def tell(folder: Path, narrator: Narrator, *, overrides: Sequence[str] = ()) -> 
     """
     began = time.monotonic()
     folder = folder.absolute()
+    recipe = Recipe.load(RECIPE, overrides)  # before anything is cleared: it may be wrong
     _clear_finished(folder)
-    recipe = Recipe.load(RECIPE, overrides)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
@@ -113,7 +113,7 @@ class _Story:
         self.curves: dict[str, Sequence[Any]] = {}
 
     def run(self) -> Report:
-        cells, ready = self._robots()
+        cells, ready, listening = self._robots()
         skill, runs = self._learn()
         self._publish(skill, ready)
         manifest = skill.manifest
@@ -127,7 +127,7 @@ class _Story:
             success=manifest.evaluation.score,
             metrics=manifest.evaluation.metrics,
         )
-        report.robots = self._receive(cells)
+        report.robots = self._receive(cells, listening)
         for result in runs:
             self.curves[f"{self.recipe.env.robot}, seed {result.seed}"] = result.curve
         report.pictures = self._pictures(skill, report)
@@ -148,8 +148,13 @@ class _Story:
     def _cell_env(self, robot: str) -> EnvSettings:
         return dataclasses.replace(self.recipe.env, robot=robot, randomise={})
 
-    def _robots(self) -> tuple[dict[str, Any], list[Any]]:
-        """Start the cells; each operator trusts the author's public key, handed over in person."""
+    def _robots(self) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
+        """Start the cells; each operator trusts the author's public key, handed over in person.
+
+        Returns:
+            The cells, what tells that each is set up, and what each will have made of the skill: they watch
+            from now on, and from the first event on, so that a story that was cut finds its own.
+        """
         author = str(self.recipe.env.robot)
         pem = self._keys(author).public_key("default").pem
         cells = {}
@@ -158,8 +163,13 @@ class _Story:
             cells[robot] = start_cell(
                 self._cell_env(robot), registry=self.url, home=self._home(robot), num_envs=128
             )
+        ready = [cell.ready.remote() for cell in cells.values()]
+        listening = {
+            robot: cell.listen.remote(self.name, target=TARGET, episodes=PROBE_EPISODES, after=0)
+            for robot, cell in cells.items()
+        }
         self.narrator.say(f"{', '.join(ROBOTS)} wait at the registry, each with its own keys and cache")
-        return cells, [cell.ready.remote() for cell in cells.values()]
+        return cells, ready, listening
 
     # One robot that learns.
 
@@ -193,20 +203,16 @@ class _Story:
 
     def _publish(self, skill: Skill, ready: list[Any]) -> None:
         for ref in ready:
-            get(ref)  # the robots listen: what is published from here on reaches them as it happens
+            get(ref)  # every cell is set up and watches
         with Client(self.url, home=self._home(str(self.recipe.env.robot))) as client:
             client.publish(skill.path)
         self.narrator.stage(f"Signed and published: {skill.ref}, {skill.digest[:19]}…")
 
     # Three robots that receive.
 
-    def _receive(self, cells: dict[str, Any]) -> list[Taken]:
-        waiting = [
-            cell.listen.remote(self.name, target=TARGET, episodes=PROBE_EPISODES, after=0)
-            for cell in cells.values()
-        ]
+    def _receive(self, cells: dict[str, Any], listening: dict[str, Any]) -> list[Taken]:
         taken = []
-        for robot, ref in zip(cells, waiting, strict=True):
+        for robot, ref in listening.items():
             found: AdoptionReport = get(ref)
             entry = Taken(
                 robot=robot,

@@ -71,7 +71,7 @@ def _join(address: str) -> None:
         _knock(address)
         with _one_attempt():
             ray.init(address=address, **_QUIET)
-    except (OSError, RayError) as error:  # the families of refused and of silent connections
+    except (OSError, OverflowError, RayError) as error:  # refused, a port that is none, silent
         raise NetworkError(
             f"no Ray cluster answers at {address}: {_first_line(error)}",
             remedy="start one with `ray start --head`, or unset RAY_ADDRESS to run on this machine alone",

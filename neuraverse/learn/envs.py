@@ -35,7 +35,7 @@ def make_env(settings: EnvSettings, num_envs: int, **kwargs: Any) -> VectorEnv[A
 
     Raises:
         UnknownNameError: There is no environment of that id, or no module of that name.
-        ConfigError: The environment refuses its arguments.
+        ConfigError: The environment refuses its arguments, or needs a package that no extra of ours installs.
         MissingExtraError: A package that it needs is not installed.
     """
     module, _, name = settings.id.rpartition(":")
@@ -62,7 +62,9 @@ def make_env(settings: EnvSettings, num_envs: int, **kwargs: Any) -> VectorEnv[A
     try:
         return gymnasium.make_vec(name, num_envs=num_envs, **arguments)
     except gymnasium.error.DependencyNotInstalled as error:
-        raise MissingExtraError("mujoco", "train", f"the environment {settings.id}") from error
+        if "mujoco" in str(error).lower():
+            raise MissingExtraError("mujoco", "train", f"the environment {settings.id}") from error
+        raise ConfigError(f"the environment {settings.id} needs more than is installed: {error}") from error
     except TypeError as error:
         raise ConfigError(
             f"the environment {settings.id} refuses its arguments: {error}", remedy="look at [env]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -90,6 +91,7 @@ class Trainer:
                 initial.tensors(), activation=initial.activation, device=self.device
             )
         self._warm = initial is not None
+        self._origin = None if initial is None else _digest(self.policy)
         self.ppo = Ppo(self.policy, settings, self.generator)
         self.collector = Collector(self.env, self.policy, settings, self.generator)
         self.iteration = 0
@@ -326,7 +328,7 @@ class Trainer:
     def _restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
         if note["recipe"] != self._identity():
             raise ConfigError(
-                f"{self.run_dir} holds a run of another recipe, seed or environment",
+                f"{self.run_dir} holds a run of another recipe, seed or environment, or of another parent",
                 remedy="choose another folder, or remove that one",
             )
         self.policy.load(checkpoint.part(tensors, "policy"))
@@ -343,7 +345,7 @@ class Trainer:
             self.env.set_state(state)
             self.collector.load(checkpoint.part(tensors, "collector"), note["recent"])
         else:  # this environment cannot be put back: its episodes start anew, on seeds not used before
-            self.collector.reset(_env_seed(self.seed) + self.iteration)
+            self.collector.reset(_env_seed(self.seed, self.iteration * self.env.num_envs))
             self.collector.recall(note["recent"])
         self.collector.ready = note["ready"]
 
@@ -353,7 +355,7 @@ class Trainer:
         plain["ppo"].pop("total_steps")
         plain["ppo"].pop("checkpoint_every")
         own = {name: plain[name] for name in ("env", "ppo", "validation", "fine_tune")}
-        return {**own, "seed": self.seed, "num_envs": self.env.num_envs, "warm": self._warm}
+        return {**own, "seed": self.seed, "num_envs": self.env.num_envs, "origin": self._origin}
 
 
 def pick_device(device: torch.device | str | None = None) -> torch.device:
@@ -373,6 +375,14 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
     return chosen
 
 
-def _env_seed(seed: int) -> int:
+def _env_seed(seed: int, used: int = 0) -> int:
     """Distinct runs take distinct stretches of the training seeds, all below those of validation."""
-    return seed * 1_000_003 % (VALIDATION_SEED - 1_000_000)
+    return (seed * 1_000_003 + used) % (VALIDATION_SEED - 1_000_000)
+
+
+def _digest(policy: ActorCritic) -> str:
+    """SHA-256 over the weights that a run starts from, so that a child resumes no run of another parent."""
+    found = hashlib.sha256()
+    for value in policy.tensors().values():
+        found.update(value.numpy().tobytes())
+    return found.hexdigest()

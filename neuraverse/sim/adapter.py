@@ -32,7 +32,7 @@ class AdapterGains:
         manipulability: √det(J Jᵀ) as a share of its value at home, below which damping rises.
         windup_rad: Greatest distance of the desired from the measured joints.
         nullspace_hz: Rate at which spare motion approaches the home posture.
-        margin_rad: Distance from a joint limit at which the nullspace motion pushes away from it.
+        margin_rad: Distance that targets keep from the ends of a joint's range.
     """
 
     damping: float = 1e-4

@@ -33,6 +33,7 @@ SPREADS = {
     "noise_rot_rad": (0.0, 0.5),
     "posture_rad": (0.0, 0.5),
 }
+_OF_ALL_CELLS = {"noise_pos_m": 1e-4, "noise_rot_rad": 2e-3, "posture_rad": 0.1}
 
 
 def twist_signal(
@@ -65,7 +66,7 @@ class ArmTask(Task):
 
     Raises:
         UnknownNameError: No such robot or spread.
-        ConfigError: A spread is out of bounds.
+        ConfigError: A spread, or a figure of the robot that is not spread, is out of bounds.
     """
 
     scene_file: Path
@@ -80,17 +81,10 @@ class ArmTask(Task):
         randomise: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
         self.robot = robot if isinstance(robot, Robot) else Robot.load(robot, tool=tool)
-        r = self.robot
+        given = {name: _checked_range(name, value) for name, value in (randomise or {}).items()}
         self.ranges: dict[str, tuple[float, float]] = {
-            "servo_hz": (0.9 * r.servo_hz, 1.1 * r.servo_hz),
-            "latency_s": (0.9 * r.latency_s, 1.1 * r.latency_s),
-            "tool_mass_kg": (0.9 * r.tool_mass_kg, 1.1 * r.tool_mass_kg),
-            "noise_pos_m": (1e-4, 1e-4),
-            "noise_rot_rad": (2e-3, 2e-3),
-            "posture_rad": (0.1, 0.1),
+            name: given[name] if name in given else _usual_range(self.robot, name) for name in SPREADS
         }
-        for name, value in (randomise or {}).items():
-            self.ranges[name] = _checked_range(name, value)
 
     def scene(self) -> mujoco.MjModel:
         """The arm with the task's ``tool`` body at its flange and its ``workpiece`` as a mocap body."""
@@ -211,6 +205,18 @@ class ArmTask(Task):
 
 def _between(u: Tensor, limits: tuple[float, float]) -> Tensor:
     return limits[0] + (limits[1] - limits[0]) * u
+
+
+def _usual_range(robot: Robot, name: str) -> tuple[float, float]:
+    """The robot's own figure, give or take a tenth; or what holds in all cells."""
+    if name in _OF_ALL_CELLS:
+        return _OF_ALL_CELLS[name], _OF_ALL_CELLS[name]
+    own, (least, most) = float(getattr(robot, name)), SPREADS[name]
+    if not least <= own <= most:
+        raise ConfigError(
+            f"robot {robot.name}: {name} = {own:g}", remedy=f"arm tasks simulate {least} to {most}"
+        )
+    return max(least, 0.9 * own), min(most, 1.1 * own)
 
 
 def _checked_range(name: str, value: tuple[float, float]) -> tuple[float, float]:

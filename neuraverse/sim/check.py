@@ -23,6 +23,7 @@ PATH_M, PATH_SPEED_M_S, PATH_GAIN_1_S = 0.3, 0.02, 2.0
 PATH_BAR_MM = 2.0
 TWIST_M_S, TWIST_RAD_S, TWIST_HOLD = 0.05, 0.3, 20  # steps that a random twist is held for
 TOOL_LENGTH_M = 0.25
+LIMIT_RAD = 0.03  # the adapter holds its targets 0.02 rad short of a joint's end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class RobotReport:
         path_max_mm: The greatest such distance [mm].
         twist_error: RMS of measured minus commanded twist over RMS of commanded, once settled.
         saturation: Share of joint steps at a limit of speed, range or windup, under random twists.
-        limit_hits: Share of joint steps within 0.02 rad of the end of a joint's range.
+        limit_hits: Share of joint steps within `LIMIT_RAD` of the end of a joint's range.
         finite: Whether all numbers stayed finite.
         passed: Finite, and the path tracked within `PATH_BAR_MM`.
     """
@@ -133,7 +134,7 @@ def _random_twists(robot: Robot, arms: int, twists: int, seed: int) -> tuple[flo
             q = drive.physics.qpos[:, drive.joints]
             finite = finite and bool(torch.isfinite(measured).all())
             saturated = saturated + drive.adapter.saturated.double().mean()
-            hits = hits + ((q - limits[:, 0] < 0.02) | (limits[:, 1] - q < 0.02)).double().mean()
+            hits = hits + ((q - limits[:, 0] < LIMIT_RAD) | (limits[:, 1] - q < LIMIT_RAD)).double().mean()
             steps += 1
             if k >= TWIST_HOLD // 2:
                 missed = missed + ((measured - twist) / scale).square().mean()

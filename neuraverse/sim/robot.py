@@ -90,6 +90,10 @@ class Robot:
         for field in ("latency_s", "tool_mass_kg"):
             if not (math.isfinite(getattr(self, field)) and getattr(self, field) >= 0.0):
                 raise ConfigError(f"robot {self.name}: {field} = {getattr(self, field)} is negative")
+        for field in ("velocity_limits", "torque_limits"):
+            for joint, value in zip(self.joints, getattr(self, field), strict=True):
+                if not value > 0.0:
+                    raise ConfigError(f"robot {self.name}: {field} of {joint} is {value:g}, not positive")
         for joint, q, (low, high) in zip(self.joints, self.home, self.position_limits, strict=True):
             if not low <= q <= high:
                 raise ConfigError(f"robot {self.name}: home of {joint} is {q:g}, outside {low:g} to {high:g}")
@@ -338,7 +342,12 @@ def _load(path: Path, above: tuple[Path, ...] = ()) -> Robot:
         text = (path.parent / str(file.mjcf)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: mjcf: {file.mjcf} cannot be read: {error}") from None
-    model = _parse(text, name).compile()
+    try:
+        model = _parse(text, name).compile()
+    except ValueError as error:
+        raise ModelError(f"robot {name}: its MJCF does not compile: {error}") from None
+    if file.flange not in [model.site(i).name for i in range(model.nsite)]:
+        raise ConfigError(f"{path}: flange = {file.flange!r} is no site in {file.mjcf}")
     return Robot(
         name=name,
         mjcf=text,
