@@ -44,7 +44,7 @@ def curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, float | None]]],
         if points:
             steps, rates = np.asarray(points, dtype=float).T
             axes.plot(steps / 1e3, 100.0 * rates, marker="o", markersize=3, label=label)
-    axes.axhline(100.0 * target, color="grey", linewidth=0.8, linestyle="--", label="asked for, as a lower bound")
+    axes.axhline(100.0 * target, color="grey", linewidth=0.8, linestyle="--", label="lower bound asked for")
     axes.set_xlabel("steps learned from [thousand]")
     axes.set_ylabel("success on the validation seeds [%]")
     axes.set_ylim(-3.0, 103.0)
