@@ -28,7 +28,7 @@ def demo(
         typer.Option(
             "--dir",
             metavar="DIR",
-            help="Registry, homes, runs and pictures; a run cut there goes on, a finished one is removed.",
+            help="Registry, homes, runs, pictures; a run cut there goes on, a finished one is moved aside.",
         ),
     ] = Path("runs/demo"),
     json: options.Json = None,
@@ -140,8 +140,9 @@ def _print(report: Report, out: Out) -> None:
     out.line(f"The registry was at {report.registry}; its data are kept. What to type next:")
     data = Path(report.registry_data)
     out.line(f"  neuraverse serve --data {data}                         # the registry again, on port 8420")
-    out.line(f"  neuraverse keys trust {data.parent}/homes/panda/keys/default/public.pem --org neuraverse")
-    out.line("  neuraverse pull neuraverse/weld-seam && neuraverse eval neuraverse/weld-seam --robot iiwa14")
+    name = report.skill.partition("@")[0]
+    out.line(f"  neuraverse keys trust {report.author_key} --org {name.partition('/')[0]}")
+    out.line(f"  neuraverse pull {name} && neuraverse eval {name} --robot iiwa14")
 
 
 def _row(taken: Taken) -> tuple[str, ...]:

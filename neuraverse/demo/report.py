@@ -73,6 +73,7 @@ class Report:
     robots: list[Taken] = field(default_factory=list)
     registry: str = ""
     registry_data: str = ""
+    author_key: str = ""
     pictures: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     machine: Mapping[str, Any] = field(default_factory=dict)
@@ -95,7 +96,7 @@ class Report:
                 "metrics": dict(self.metrics),
             },
             "robots": [taken.to_dict() for taken in self.robots],
-            "registry": {"url": self.registry, "data": self.registry_data},
+            "registry": {"url": self.registry, "data": self.registry_data, "author_key": self.author_key},
             "pictures": dict(self.pictures),
         }
 

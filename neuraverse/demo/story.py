@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
-import shutil
+import os
 import signal
 import subprocess
 import sys
@@ -46,6 +47,7 @@ from neuraverse.learn.export import policy_of
 from neuraverse.learn.progress import Progress, Result
 from neuraverse.learn.recipe import EnvSettings, Recipe
 from neuraverse.learn.sealing import seal, versions
+from neuraverse.registry.server import claimed
 from neuraverse.skill import Skill
 from neuraverse.storage import write_atomic
 from neuraverse.trust import KeyStore
@@ -77,7 +79,7 @@ def tell(folder: Path, narrator: Narrator, *, overrides: Sequence[str] = ()) -> 
     """Run the story in `folder`.
 
     Args:
-        folder: Registry, homes, runs and pictures go here. A finished story there is cleared away first, one
+        folder: Registry, homes, runs and pictures go here. A finished story there is moved aside first, one
             that was cut goes on.
         narrator: Told what happens.
         overrides: Changes to the recipe, such as ``"ppo.total_steps=200000"``.
@@ -87,18 +89,23 @@ def tell(folder: Path, narrator: Narrator, *, overrides: Sequence[str] = ()) -> 
     """
     began = time.monotonic()
     folder = folder.absolute()
-    recipe = Recipe.load(RECIPE, overrides)  # before anything is cleared: it may be wrong
-    _clear_finished(folder)
+    recipe = Recipe.load(RECIPE, overrides)
+    aside = _move_finished(folder)
+    if aside is not None:
+        narrator.say(f"the story of before is in {aside}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise StorageError(f"{folder} cannot be made: {err.strerror}", remedy="choose another --dir") from err
     narrator.stage("A registry on this machine, and Ray")
-    with _registry(folder / "registry") as url, connect():
+    with _registry(folder / "registry") as (url, check), connect():
         narrator.say(f"registry at {url}")
-        story = _Story(folder, url, recipe, narrator)
+        if os.environ.get("RAY_ADDRESS"):
+            narrator.say(f"Ray's cluster joined; all its nodes must see {folder}")
+        story = _Story(folder, url, check, recipe, narrator)
         report = story.run()
     report.registry, report.registry_data = url, str(folder / "registry")
+    report.author_key = str(story.author_key)
     report.machine, report.versions = machine.describe(), versions()
     report.seconds = time.monotonic() - began
     write_atomic(folder / _MARK, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
@@ -106,8 +113,11 @@ def tell(folder: Path, narrator: Narrator, *, overrides: Sequence[str] = ()) -> 
 
 
 class _Story:
-    def __init__(self, folder: Path, url: str, recipe: Recipe, narrator: Narrator) -> None:
+    def __init__(
+        self, folder: Path, url: str, check: Callable[[], None], recipe: Recipe, narrator: Narrator
+    ) -> None:
         self.folder, self.url, self.recipe, self.narrator = folder, url, recipe, narrator
+        self.check = check  # raises if the registry has died: the robots would wait for ever
         self.name = recipe.skill.name
         self.org = self.name.partition("/")[0]
         self.curves: dict[str, Sequence[Any]] = {}
@@ -144,6 +154,11 @@ class _Story:
         if not any(key.name == "default" for key in store.list()):
             store.new("default")
         return store
+
+    @property
+    def author_key(self) -> Path:
+        """The author's public key, to hand to others."""
+        return self._home(str(self.recipe.env.robot)) / "keys" / "default" / "public.pem"
 
     def _cell_env(self, robot: str) -> EnvSettings:
         return dataclasses.replace(self.recipe.env, robot=robot, randomise={})
@@ -203,7 +218,7 @@ class _Story:
 
     def _publish(self, skill: Skill, ready: list[Any]) -> None:
         for ref in ready:
-            get(ref)  # every cell is set up and watches
+            get(ref, check=self.check)  # every cell is set up and watches
         with Client(self.url, home=self._home(str(self.recipe.env.robot))) as client:
             client.publish(skill.path)
         self.narrator.stage(f"Signed and published: {skill.ref}, {skill.digest[:19]}…")
@@ -213,7 +228,7 @@ class _Story:
     def _receive(self, cells: dict[str, Any], listening: dict[str, Any]) -> list[Taken]:
         taken = []
         for robot, ref in listening.items():
-            found: AdoptionReport = get(ref)
+            found: AdoptionReport = get(ref, check=self.check)
             entry = Taken(
                 robot=robot,
                 verified=bool(found.verified),
@@ -249,7 +264,7 @@ class _Story:
         recipe = child_recipe(parent, overrides=overrides, robot=robot, randomise={}, target=TARGET)
         child, scratch = self._race(parent, recipe, found)
         entry.steps = child.env_steps
-        entry.scratch_limit = 2 * child.env_steps
+        entry.scratch_limit = scratch.env_steps
         entry.scratch_steps = scratch.env_steps if scratch.reached else None
         start = {"env_steps": 0.0, "validation": None if found.zero_shot is None else found.zero_shot.rate}
         self.curves[f"{robot}, fine-tuned"] = [start, *child.curve]
@@ -332,31 +347,38 @@ class _Story:
 
 
 @contextlib.contextmanager
-def _registry(data: Path) -> Iterator[str]:
-    """A registry in a process of its own, on a free port of loopback; yields its URL."""
+def _registry(data: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A registry in a process of its own, on a free port of loopback.
+
+    Yields:
+        Its URL, and a check that raises if it has died.
+    """
     ready, log = data.with_suffix(".ready.json"), data.with_suffix(".log")
     ready.unlink(missing_ok=True)
-    code = (
-        "from sys import argv; from neuraverse.registry import serve; "
-        "serve(argv[1], port=0, ready_file=argv[2])"
-    )
     with log.open("ab") as output:
         # Its own process group: Ctrl-C at the terminal ends the story first, and the registry after it.
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(data), str(ready)],
+            [sys.executable, "-m", "neuraverse.demo.host", str(data), str(ready)],
+            stdin=subprocess.PIPE,  # never written to: its end tells the registry that the story is over
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    def check() -> None:
+        if process.poll() is not None:
+            lines = log.read_text(errors="replace").strip().splitlines()
+            reason = lines[-1] if lines else "it said nothing"
+            raise NetworkError(f"the registry has ended: {reason}", remedy=f"see {log}")
+
     try:
         deadline = time.monotonic() + _START_S
         while not ready.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                lines = log.read_text(errors="replace").strip().splitlines()
-                reason = lines[-1] if lines else "it said nothing"
-                raise NetworkError(f"the registry did not start: {reason}", remedy=f"see {log}")
+            check()
+            if time.monotonic() > deadline:
+                raise NetworkError(f"the registry did not start within {_START_S:.0f} s", remedy=f"see {log}")
             time.sleep(0.05)
-        yield str(json.loads(ready.read_text())["url"])
+        yield str(json.loads(ready.read_text())["url"]), check
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -366,14 +388,23 @@ def _registry(data: Path) -> Iterator[str]:
             process.wait()
 
 
-def _clear_finished(folder: Path) -> None:
-    """Remove what a finished story left, and nothing that is not the demo's."""
+def _move_finished(folder: Path) -> Path | None:
+    """Move a finished story aside, with all that was published to its registry; where to, if there was one.
+
+    Raises:
+        StorageError: A server is using its registry, or the folder cannot be moved.
+    """
     if not (folder / _MARK).is_file():
-        return
-    for name in ("registry", "homes", "runs", "skill"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (_MARK, "registry.log", "registry.ready.json", "curves.png", "weld.gif"):
-        (folder / name).unlink(missing_ok=True)
+        return None
+    aside = next(p for k in itertools.count(1) if not (p := folder.with_name(f"{folder.name}-{k}")).exists())
+    with claimed(folder / "registry"):
+        pass
+    try:
+        return folder.rename(aside)
+    except OSError as err:
+        raise StorageError(
+            f"{folder} cannot be moved aside: {err.strerror}", remedy="choose another --dir"
+        ) from err
 
 
 def _said(score: Any) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from neuraverse.client import Client, Event, Resolved
 from neuraverse.errors import ConfigError, ContentError, IncompatibleError, NotFoundError
@@ -286,18 +287,20 @@ def start_cell(
 ) -> Any:
     """A `Cell` as a Ray actor: ``get(cell.ready.remote())``, ``cell.listen.remote("org/skill")``.
 
-    It lives as long as its handle, or until ``ray.kill``.
+    It runs on this node, for its home and, often, its registry are this machine's. It lives as long as its
+    handle, or until ``ray.kill``.
 
     Args:
         env: See `Cell`, as for the following.
         registry: URL.
-        home: On the disk of the node, or shared.
+        home: On the disk of this node.
         cpus: CPUs it occupies from now on; a waiting cell needs none.
         num_envs: Environments to probe in at once.
         threads: Threads of the probe.
     """
     offered()
-    make: Callable[..., Any] = ray.remote(Cell).options(num_cpus=cpus).remote
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    make: Callable[..., Any] = ray.remote(Cell).options(num_cpus=cpus, scheduling_strategy=here).remote
     return make(env=env, registry=registry, home=Path(home).absolute(), num_envs=num_envs, threads=threads)
 
 

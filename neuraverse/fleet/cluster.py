@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -168,14 +168,20 @@ def offered() -> dict[str, float]:
     return dict(ray.cluster_resources())
 
 
-def get(ref: Any) -> Any:
+def get(ref: Any, *, check: Callable[[], object] | None = None) -> Any:
     """What a call to an actor returned.
+
+    Args:
+        ref: The call.
+        check: Called about every second while waiting; what it raises ends the wait.
 
     Raises:
         NeuraverseError: The error that the actor raised, as it was.
         TrainingError: The actor died, or failed otherwise.
     """
     try:
+        while check is not None and not ray.wait([ref], timeout=1.0)[0]:
+            check()
         return ray.get(ref)
     except RayTaskError as error:
         raise cause_of(error) from None

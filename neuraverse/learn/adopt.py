@@ -105,8 +105,6 @@ def probe(
         return Probe(problems=(error.message,), scored=None)
     if not scored.finite:
         problems.append("the simulation blew up under it")
-    if scored.metrics.get("unsafe_p95", 0.0) > 0.0:
-        problems.append("more than one episode in twenty was unsafe")
     return Probe(problems=tuple(problems), scored=scored)
 
 

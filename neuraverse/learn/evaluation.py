@@ -20,7 +20,7 @@ from neuraverse.learn.envs import TorchEnv
 from neuraverse.learn.policy import ActorCritic
 from neuraverse.manifest import Evaluation, Score
 
-_NOT_METRICS = {"success", "episode_return", "episode_length"}
+_NOT_METRICS = {"success", "episode_return", "episode_length", "diverged"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +162,7 @@ def run_episodes(
             returns[where] = total[ended].cpu().numpy()
             lengths[where] = length
             for name, values in port.final_info(step.infos).items():
+                finite = finite and not (name == "diverged" and bool(values[at].any()))
                 column = reported.setdefault(name, np.full(episodes, np.nan))
                 column[where] = values[at]
             running[ended] = False

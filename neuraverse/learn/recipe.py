@@ -122,7 +122,6 @@ class BarSettings:
     success_return: float | None = (
         None  # an episode succeeds with this return, if the environment does not say
     )
-    episodes: Count = 1000
 
 
 @_section

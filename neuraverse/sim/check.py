@@ -1,5 +1,7 @@
 """`check_robot`: is an arm fit to run task-space skills? Drives it and reports what it did.
 
+The arm has the servo, the latency and the tool mass that it has in tasks.
+
 Two drives, both through the `CartesianAdapter` that skills go through: random tool twists about the home
 posture, and a straight path at welding speed, followed as a skill would, with feed-forward and proportional
 feedback.
@@ -23,6 +25,7 @@ PATH_M, PATH_SPEED_M_S, PATH_GAIN_1_S = 0.3, 0.02, 2.0
 PATH_BAR_MM = 2.0
 TWIST_M_S, TWIST_RAD_S, TWIST_HOLD = 0.05, 0.3, 20  # steps that a random twist is held for
 TOOL_LENGTH_M = 0.25
+NOMINAL_TOOL_KG = 1.0  # what gravity compensation is told, as in `neuraverse.sim.arm`
 LIMIT_RAD = 0.03  # the adapter holds its targets 0.02 rad short of a joint's end
 
 
@@ -51,6 +54,20 @@ class RobotReport:
     passed: bool
 
 
+class _DelayLine:
+    """Twists that arrive `steps` control steps late, a fraction of a step as a mix of two."""
+
+    def __init__(self, num_envs: int, steps: float) -> None:
+        self._whole, self._share = int(steps), steps - int(steps)
+        self._queue = [torch.zeros(num_envs, 6, dtype=torch.float64) for _ in range(self._whole + 2)]
+
+    def push(self, twist: torch.Tensor) -> torch.Tensor:
+        """Put in the newest twist ``(N, 6)``; the one that arrives now."""
+        self._queue = [twist, *self._queue[:-1]]
+        now, before = self._queue[self._whole], self._queue[self._whole + 1]
+        return (1.0 - self._share) * now + self._share * before
+
+
 class _Drive:
     """An arm with a plain rod for a tool, held at home."""
 
@@ -61,7 +78,7 @@ class _Drive:
         body.mass, body.ipos = robot.tool_mass_kg, (0.0, 0.0, TOOL_LENGTH_M / 2.0)
         body.inertia = (robot.tool_mass_kg * TOOL_LENGTH_M**2 / 12.0,) * 2 + (1e-3 * robot.tool_mass_kg,)
         body.explicitinertial = True
-        body.gravcomp = 1.0
+        body.gravcomp = NOMINAL_TOOL_KG / robot.tool_mass_kg
         body.add_site(name="tool_tip", pos=(0.0, 0.0, TOOL_LENGTH_M))
         spec.site(robot.flange).attach_body(body, "", "")
         model = spec.compile()
@@ -78,11 +95,12 @@ class _Drive:
         gains = torch.from_numpy(model.actuator_gainprm[:, 0].copy())
         gains = gains[[int(model.actuator(j).id) for j in robot.joints]]
         self.adapter.reset(ids, gains.expand(num_envs, -1))
+        self._delay = _DelayLine(num_envs, robot.latency_s * RATE_HZ)
 
     def step(self, twist: torch.Tensor) -> torch.Tensor:
         """Command a world twist ``(N, 6)`` for one step; the mean twist measured over it ``(N, 6)``."""
         before, turned = self.tip.clone(), self.rotation.clone()
-        self.adapter.apply(twist, 1.0 / RATE_HZ)
+        self.adapter.apply(self._delay.push(twist), 1.0 / RATE_HZ)
         self.physics.step(SUBSTEPS)
         spin = self.rotation @ turned.transpose(1, 2)
         angular = 0.5 * torch.stack(

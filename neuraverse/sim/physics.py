@@ -28,7 +28,8 @@ class Physics:
     """N simulations of one model, stepped together.
 
     Args:
-        model: Compiled model; copied by the backend, so later edits have no effect.
+        model: Compiled model; copied by the backend, so later edits have no effect. MuJoCo's automatic reset
+            of bad states is switched off in it.
         num_envs: Number of simulations, N.
         threads: Worker threads; 0 for all CPUs of the process.
         forward: Whether derived quantities (sensors) are brought up to the state after the last substep, at
@@ -46,6 +47,8 @@ class Physics:
     def __init__(
         self, model: mujoco.MjModel, num_envs: int, *, threads: int = 0, forward: bool = True
     ) -> None:
+        # MuJoCo would put a simulation that blew up back to its start without a word; a caller must see it.
+        model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
         self.model = model
         self.num_envs = num_envs
         self._batch = mjbatch.Batch(model, num_envs, min(threads or available_cpus(), num_envs), forward)

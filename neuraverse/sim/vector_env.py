@@ -146,6 +146,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         if done.any():
             info = {**outcome.info, "episode_return": self._return, "episode_length": self._steps}
             info["success"] = outcome.info["success"] & ~broken
+            info["diverged"] = broken
             self._report(infos, done, info)
             if self._autoreset:
                 self._begin(done.nonzero().squeeze(1))

@@ -107,7 +107,7 @@ class WeldSeam(ArmTask):
         self.good = self.buffer("good")  # length welded in tolerance
         self.last_command = self.buffer("last_command", 6)
         self.noise = self.buffer("noise", 6)
-        self.worst = self.buffer("worst", 5)  # sums of squares of the five errors over the seam
+        self.squares = self.buffer("squares", 5)  # sums of squares of the five errors over the seam
         self.samples = self.buffer("samples")
 
     def reset(self, ids: Tensor) -> None:
@@ -123,8 +123,9 @@ class WeldSeam(ArmTask):
         start = -_between(u[:, 4], LEAD_IN_M)
         self.s[ids] = start.to(torch.float32)
         self.s_max[ids] = self.s[ids]
-        for buffer in (self.good, self.last_command, self.worst, self.samples, self.noise):
+        for buffer in (self.good, self.last_command, self.squares, self.samples):
             buffer[ids] = 0.0
+        self.noise[ids] = self.random.normal(6, ids).to(torch.float32)
 
         tangent, point = _seam(self.curvature[ids].double(), start)
         z = _torch_axis(tangent)
@@ -162,7 +163,7 @@ class WeldSeam(ArmTask):
         welded = self.s_max.minimum(self.length).clamp(min=0.0) - before.minimum(self.length).clamp(min=0.0)
         self.good += welded * in_tolerance
         on_seam = welded > 0.0
-        self.worst += errors.square() * on_seam[:, None]
+        self.squares += errors.square() * on_seam[:, None]
         self.samples += on_seam
         finished = self.s_max >= self.length
         coverage = self.good / self.length
@@ -174,8 +175,10 @@ class WeldSeam(ArmTask):
         pace = (self.s_max - before) * self.rate_hz / self.speed
         change = (self.command - self.last_command) / _ACTION_SCALE
         self.last_command.copy_(self.command)
-        rms = (self.worst / self.samples.clamp(min=1.0)[:, None]).sqrt()
-        self._draw_noise()
+        # Root mean squares over the seam; of an episode that never reached it, the errors where it stands.
+        squares = torch.where(self.samples[:, None] > 0.0, self.squares, errors.square())
+        rms = (squares / self.samples.clamp(min=1.0)[:, None]).sqrt()
+        self.noise.copy_(self.random.normal(6))
         return Outcome(
             reward={
                 "progress": pace.clamp(0.0, 1.25) * quality,
@@ -227,9 +230,6 @@ class WeldSeam(ArmTask):
         e_rot = align(third_axis(self.tool_quat), wanted)
         later = _tangent(self.curvature * (self.s + LOOK_AHEAD_S * self.speed))
         return e_pos, e_rot, self.speed[:, None] * tangent, self.speed[:, None] * later
-
-    def _draw_noise(self) -> None:
-        self.noise.copy_(self.random.normal(6))
 
 
 _STRAY = torch.tensor([STRAY_M, STRAY_M, STRAY_RAD, STRAY_RAD, math.inf])
