@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import importlib
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +79,7 @@ def recipe_for(
         ConfigError: The recipe is wrong, or names a module that nobody vouched for.
     """
     from neuraverse.learn import Recipe
+    from neuraverse.learn.adopt import check_env
 
     least = {"skill": {"name": manifest.name}, "env": {"id": manifest.task.env_id}}
     plain = least | manifest.training.recipe
@@ -87,12 +87,14 @@ def recipe_for(
     settings = recipe.env
     if env is not None:
         settings = dataclasses.replace(settings, id=env)
-    package = settings.id.rpartition(":")[0].partition(".")[0]
-    if env is None and package and package != OWN_TASKS and package not in sys.modules:
-        raise ConfigError(
-            f"{manifest.ref} asks for the environment {settings.id}; a skill may not choose what is imported",
-            remedy=f"if you know that package, pass --env {settings.id}",
-        )
+    if env is None:
+        try:
+            check_env(settings)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error.message}; a skill may not choose what is imported",
+                remedy=f"if you know that package, pass --env {settings.id}",
+            ) from error
     if robot is not None:
         kwargs = {**settings.kwargs, **({} if tool is None else {"tool": tool})}
         settings = dataclasses.replace(settings, robot=robot, randomise={}, kwargs=kwargs)
@@ -100,14 +102,6 @@ def recipe_for(
         raise ConfigError("--tool is for a robot from a file", remedy="name it with --robot FILE")
     load_tasks()
     return dataclasses.replace(recipe, env=settings)
-
-
-def outside(manifest: SkillManifest, env: object) -> list[str]:
-    """One sentence for each figure of the environment's body that the skill was not trained over."""
-    from neuraverse.manifest import Body
-
-    robot = getattr(getattr(env, "task", None), "robot", None)
-    return [] if robot is None else Body(**robot.body()).outside(manifest.randomised)
 
 
 def offer_of(manifest: SkillManifest, robot: str, tool: str | None, env: str | None) -> Offer:

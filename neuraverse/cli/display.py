@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from neuraverse.cli.output import console_on, note
@@ -18,19 +18,25 @@ _LINE_EVERY_S = 10.0  # where there is no terminal
 
 
 @contextlib.contextmanager
-def training(title: str) -> Iterator[Callable[[Progress], bool]]:
-    """A live line on stderr for a run; yields the callback for it, which returns whether to go on.
+def training(titles: Mapping[int, str]) -> Iterator[Callable[[int, Progress], bool]]:
+    """A live line on stderr for each run.
 
     The first Ctrl-C lets the iteration end and its checkpoint be written, the second one is immediate.
+
+    Args:
+        titles: What to call each run, by its seed.
+
+    Yields:
+        What to call with seed and progress after each iteration; it returns whether to go on.
 
     Raises:
         KeyboardInterrupt: At the end, if the run was interrupted.
     """
     stop = threading.Event()
-    with _stoppable(stop), _shown(title) as show:
+    with _stoppable(stop), _shown(titles) as show:
 
-        def go_on(progress: Progress) -> bool:
-            show(progress)
+        def go_on(seed: int, progress: Progress) -> bool:
+            show(seed, progress)
             return not stop.is_set()
 
         yield go_on
@@ -58,10 +64,11 @@ def _stoppable(stop: threading.Event) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _shown(title: str) -> Iterator[Callable[[Progress], None]]:
+def _shown(titles: Mapping[int, str]) -> Iterator[Callable[[int, Progress], None]]:
     console = console_on(stderr=True)
     if not console.is_terminal:
-        yield _lines(title)
+        lines = {seed: _lines(title) for seed, title in titles.items()}
+        yield lambda seed, progress: lines[seed](progress)
         return
     from rich import progress as rich
 
@@ -72,11 +79,16 @@ def _shown(title: str) -> Iterator[Callable[[Progress], None]]:
         rich.TextColumn("{task.fields[words]}"),
     )
     with rich.Progress(*columns, console=console) as bar:
-        task: Any = bar.add_task(title, total=None, words="begins")
+        tasks: dict[int, Any] = {
+            seed: bar.add_task(title, total=None, words="begins") for seed, title in titles.items()
+        }
 
-        def show(progress: Progress) -> None:
+        def show(seed: int, progress: Progress) -> None:
             bar.update(
-                task, completed=progress.env_steps, total=progress.total_steps, words=progress_words(progress)
+                tasks[seed],
+                completed=progress.env_steps,
+                total=progress.total_steps,
+                words=progress_words(progress),
             )
 
         yield show

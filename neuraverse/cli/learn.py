@@ -69,7 +69,7 @@ def train(
             metavar="N",
             min=1,
             max=100,
-            help="Train so many seeds, SEED and on; the best one is kept.",
+            help="Train so many seeds, SEED and on, each in a Ray actor of its own; the best one is kept.",
         ),
     ] = 1,
     device: options.Device = None,
@@ -80,7 +80,8 @@ def train(
 ) -> None:
     """Train a skill: learn in simulation, score it on seeds that training never saw, seal and sign it.
 
-    A run that was interrupted goes on when the same command is given again.
+    Several seeds train side by side in Ray actors; with RAY_ADDRESS set, on that cluster, one seed too. A run
+    that was interrupted goes on when the same command is given again.
     """
     from neuraverse.cli.training import train as run
 
@@ -115,6 +116,7 @@ def fine_tune(
 
     Parent and child are scored on the same seeds. The child is called local/SKILL-ROBOT unless
     skill.name=ORG/SKILL is given; a run that was interrupted goes on when the same command is given again.
+    With RAY_ADDRESS set, the work is done on that Ray cluster.
     """
     from neuraverse.cli.training import fine_tune as run
 
@@ -146,25 +148,28 @@ def evaluate(
     """Score a skill on any robot, as it is.
 
     One episode for each seed of the published list, deterministic. Without --robot, on the body and the
-    spread that it was trained on, which repeats the score in its manifest.
+    spread that it was trained on, which repeats the score in its manifest. With RAY_ADDRESS set, the episodes
+    are shared out on that Ray cluster.
     """
-    from neuraverse.cli.cell import fetch, outside, recipe_for
-    from neuraverse.learn import make_env, probe
+    from neuraverse.cli.cell import fetch, recipe_for
+    from neuraverse.cli.place import place
+    from neuraverse.learn import make_env
+    from neuraverse.learn.envs import outside
 
     out = Out(json)
     skill = fetch(ref, registry)
     manifest = skill.manifest
     recipe = recipe_for(manifest, env=env, robot=robot, tool=tool)
     count = episodes or manifest.evaluation.episodes
-    cell = make_env(recipe.env, min(count, recipe.eval.num_envs))
     where = recipe.env.robot or recipe.env.id
-    strange = outside(manifest, cell)
+    strange = outside(make_env(recipe.env, 1), manifest)
     for sentence in strange:
         note(f"outside what it was trained over: {sentence}")
-    with busy(f"{count} episodes of {skill.ref} on {where}"):
-        found = probe(
+    with place() as there, busy(f"{count} episodes of {skill.ref} on {where}"):
+        found = there.probe(
             skill,
-            cell,
+            recipe.env,
+            num_envs=min(count, recipe.eval.num_envs),
             episodes=count,
             seed_first=manifest.evaluation.seed_first,
             success_return=recipe.bar.success_return,

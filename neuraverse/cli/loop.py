@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neuraverse.cli.cell import outside, recipe_for
+from neuraverse.cli.cell import recipe_for
 from neuraverse.cli.output import note
 from neuraverse.errors import IncompatibleError
 from neuraverse.runtime import LoopReport
@@ -117,7 +117,7 @@ def simulated(
     """
     from neuraverse.learn import make_env
     from neuraverse.learn.adopt import interface_problems
-    from neuraverse.learn.envs import interface_of
+    from neuraverse.learn.envs import interface_of, outside
 
     settings = recipe_for(skill.manifest, env=env, robot=robot, tool=tool).env
     where = settings.robot or settings.id
@@ -126,7 +126,7 @@ def simulated(
     problems = interface_problems(skill.interface, interface)
     if problems:
         raise IncompatibleError(f"{skill.ref} cannot run on {where}", problems=problems)
-    for sentence in outside(skill.manifest, world):
+    for sentence in outside(world, skill.manifest):
         note(f"outside what it was trained over: {sentence}")
     cell = Cell(world, interface, episodes, seed)
     report = control(skill, cell, rate, steps, stop=cell.stop)

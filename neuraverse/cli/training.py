@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neuraverse.cli.cell import fetch, load_tasks, outside, recipe_for, signing_key, slug
+from neuraverse.cli.cell import fetch, load_tasks, recipe_for, signing_key, slug
 from neuraverse.cli.display import training
 from neuraverse.cli.output import Out, busy, note, score_json, score_words
+from neuraverse.cli.place import place
 from neuraverse.errors import ContentError, IncompatibleError, UsageError
 from neuraverse.skill import Skill
 
@@ -32,7 +33,7 @@ def train(
     key: str | None,
     out: Out,
 ) -> None:
-    """Train one recipe with one or more seeds; seal the best run."""
+    """Train one recipe with one or more seeds, several side by side in Ray actors; seal the best run."""
     from neuraverse.learn import Recipe
 
     recipe = Recipe.load(name, overrides)
@@ -44,27 +45,18 @@ def train(
         _report(Skill.open(target), recipe, folder, out)
         return
 
-    from neuraverse.learn import Trainer, evaluate, make_env, seal
+    from neuraverse.learn import make_env, seal
 
     private = signing_key(key)
     load_tasks()
-    scoring = make_env(recipe.env, min(recipe.eval.episodes, recipe.eval.num_envs))
-    runs = []
-    for number in numbers:
-        place = folder if seeds == 1 else folder / f"seed-{number}"
-        trainer = Trainer.from_recipe(recipe, seed=number, device=device, run_dir=place)
-        with training(f"{recipe.skill.name} seed {number}") as go_on:
-            runs.append(trainer.fit(on_progress=go_on))
-    best = max(runs, key=_rank)
-    with busy(f"scoring {recipe.eval.episodes} episodes"):
-        scored = evaluate(
-            best.policy,
-            scoring,
-            episodes=recipe.eval.episodes,
-            seed_first=recipe.eval.seed_first,
-            success_return=recipe.bar.success_return,
-        )
-    skill = seal(best, recipe, scored, target, env=scoring, key=private, runs=runs)
+    env = make_env(recipe.env, 1)
+    with place(seeds) as there:
+        with training(_titles(recipe, numbers)) as tell:
+            runs = there.train(recipe, numbers, run_dir=folder, device=device, tell=tell)
+        best = _best(runs)
+        with busy(f"scoring {recipe.eval.episodes} episodes"):
+            scored = there.evaluate(best.policy, recipe)
+    skill = seal(best, recipe, scored, target, env=env, key=private, runs=runs)
     _report(skill, recipe, folder, out)
 
 
@@ -84,8 +76,8 @@ def fine_tune(
     out: Out,
 ) -> None:
     """Carry a skill over to another body; seal the child."""
-    from neuraverse.learn import child_recipe, evaluate, make_env, policy_of, probe, seal
-    from neuraverse.learn import fine_tune as improve
+    from neuraverse.learn import child_recipe, make_env, policy_of, seal
+    from neuraverse.learn.envs import outside
 
     parent = fetch(ref, registry)
     if not any(word.replace(" ", "").startswith("skill.name=") for word in overrides):
@@ -99,43 +91,30 @@ def fine_tune(
         _report(Skill.open(target), recipe, folder, out)
         return
     private = signing_key(key)
-    env = make_env(recipe.env, recipe.ppo.num_envs)
-    validation = make_env(recipe.env, recipe.validation.episodes)
-    for sentence in outside(parent.manifest, env):
+    env = make_env(recipe.env, 1)
+    for sentence in outside(env, parent.manifest):
         note(f"outside what {parent.ref} was trained over: {sentence}")
-    bar = recipe.bar.success_return
-    with busy(f"probing {parent.ref} as it is"):
-        zero_shot = probe(parent, validation, episodes=recipe.fine_tune.probe_episodes, success_return=bar)
-    if zero_shot.scored is None:
-        raise IncompatibleError(f"{parent.ref} cannot be fine-tuned here", problems=zero_shot.problems)
-    note(f"as it is: {score_words(zero_shot.scored.score) or f'return {zero_shot.scored.mean_return:.1f}'}")
-    with training(f"{recipe.skill.name} seed {seed}") as go_on:
-        result = improve(
-            parent,
-            env,
-            recipe=recipe,
-            zero_shot=zero_shot.scored,
-            seed=seed,
-            device=device,
-            run_dir=folder,
-            eval_env=validation,
-            callbacks=(go_on,),
-        )
-    settings = recipe.eval
-    scoring = make_env(recipe.env, min(settings.episodes, settings.num_envs))
-    with busy(f"scoring parent and child, {settings.episodes} episodes each"):
-        before, after = (
-            evaluate(
-                policy,
-                scoring,
-                episodes=settings.episodes,
-                seed_first=settings.seed_first,
-                success_return=bar,
+    with place() as there:
+        with busy(f"probing {parent.ref} as it is"):
+            found = there.probe(
+                parent,
+                recipe.env,
+                num_envs=recipe.validation.episodes,
+                episodes=recipe.fine_tune.probe_episodes,
+                success_return=recipe.bar.success_return,
             )
-            for policy in (policy_of(parent), result.policy)
-        )
+        as_it_is = found.scored
+        if as_it_is is None:
+            raise IncompatibleError(f"{parent.ref} cannot be fine-tuned here", problems=found.problems)
+        note(f"as it is: {score_words(as_it_is.score) or f'return {as_it_is.mean_return:.1f}'}")
+        with training(_titles(recipe, (seed,))) as tell:
+            result = there.fine_tune(
+                parent, recipe, zero_shot=as_it_is, seed=seed, run_dir=folder, device=device, tell=tell
+            )
+        with busy(f"scoring parent and child, {recipe.eval.episodes} episodes each"):
+            before, after = (there.evaluate(p, recipe) for p in (policy_of(parent), result.policy))
     skill = seal(
-        result, recipe, after, target, env=scoring, key=private, parent=parent, parent_score=before.score
+        result, recipe, after, target, env=env, key=private, parent=parent, parent_score=before.score
     )
     _report(skill, recipe, folder, out)
 
@@ -160,10 +139,16 @@ def _done(path: Path, recipe: Recipe, seeds: tuple[int, ...], parents: tuple[str
     return True
 
 
-def _rank(run: Result) -> tuple[float, float]:
-    if run.validation is not None:
-        return run.validation.rank
-    return 0.0, (run.curve[-1]["ep_return"] if run.curve else None) or 0.0
+def _titles(recipe: Recipe, seeds: Sequence[int]) -> dict[int, str]:
+    return {seed: f"{recipe.skill.name} seed {seed}" for seed in seeds}
+
+
+def _best(runs: Sequence[Result]) -> Result:
+    if len(runs) == 1:
+        return runs[0]
+    from neuraverse.fleet import best_of
+
+    return best_of(runs)
 
 
 def _report(skill: Skill, recipe: Recipe, folder: Path, out: Out) -> None:

@@ -24,13 +24,12 @@ from neuraverse.errors import ConfigError, ContentError, IncompatibleError, NotF
 from neuraverse.fleet.cluster import offered
 from neuraverse.fleet.workers import make_env
 from neuraverse.learn.recipe import EnvSettings, Recipe
-from neuraverse.manifest import Body, Score
+from neuraverse.manifest import Score
 
 if TYPE_CHECKING:
     from neuraverse.interface import Offer
     from neuraverse.learn.evaluation import Scored
     from neuraverse.learn.progress import Result
-    from neuraverse.skill import Skill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +242,7 @@ class Cell:
         success_return: float | None,
     ) -> AdoptionReport:
         from neuraverse.learn.adopt import decide, probe
+        from neuraverse.learn.envs import outside
         from neuraverse.trust import verify_skill
 
         offer = self._offer()
@@ -258,7 +258,7 @@ class Cell:
         except (ContentError, IncompatibleError) as error:
             seconds = time.monotonic() - began
             return AdoptionReport(**about, decision="refuse", reason=str(error), seconds=seconds)
-        about |= {"pulled_s": time.monotonic() - began, "outside": self._outside(skill)}
+        about |= {"pulled_s": time.monotonic() - began, "outside": tuple(outside(self._env, skill.manifest))}
         tried = probe(skill, self._env, episodes=episodes, success_return=success_return)
         decision = decide(tried, target)
         return AdoptionReport(
@@ -270,10 +270,6 @@ class Cell:
             seconds=time.monotonic() - began,
             probe=tried.scored,
         )
-
-    def _outside(self, skill: Skill) -> tuple[str, ...]:
-        body = Body(**self._env.unwrapped.task.robot.body())
-        return tuple(body.outside(skill.manifest.randomised))
 
 
 def start_cell(

@@ -265,10 +265,19 @@ def evaluate(
 def best_of(results: Sequence[Result]) -> Result:
     """The result with the best validation; of equals the one that took fewer steps.
 
+    Where none was validated, the one whose episodes in training returned most in the end.
+
     Raises:
-        ConfigError: None of them was validated.
+        ConfigError: There are no results.
     """
-    found = [(r.validation.rank, -r.env_steps, r) for r in results if r.validation is not None]
-    if not found:
-        raise ConfigError("no run was validated, so there is no best one", remedy="set validation.every")
-    return max(found, key=lambda entry: entry[:2])[2]
+    if not results:
+        raise ConfigError("there is no best of no runs", remedy="train at least one seed")
+    validated = [(r.validation.rank, -r.env_steps, r) for r in results if r.validation is not None]
+    if validated:
+        return max(validated, key=lambda entry: entry[:2])[2]
+    return max(results, key=_last_return)
+
+
+def _last_return(result: Result) -> float:
+    last = result.curve[-1]["ep_return"] if result.curve else None
+    return -math.inf if last is None else last

@@ -21,6 +21,7 @@ from torch import Tensor
 from neuraverse.errors import ConfigError, MissingExtraError, UnknownNameError
 from neuraverse.interface import Interface, Signal
 from neuraverse.learn.recipe import EnvSettings
+from neuraverse.manifest import Body, SkillManifest
 
 _MAX_SIZE = 4096
 
@@ -71,6 +72,12 @@ def make_env(settings: EnvSettings, num_envs: int, **kwargs: Any) -> VectorEnv[A
         ) from error
     except gymnasium.error.Error as error:
         raise ConfigError(f"the environment {settings.id} cannot be made: {error}") from error
+
+
+def outside(env: VectorEnv[Any, Any, Any], manifest: SkillManifest) -> list[str]:
+    """One sentence for each figure of the environment's body that the skill was not trained over."""
+    robot = getattr(getattr(env.unwrapped, "task", None), "robot", None)
+    return [] if robot is None else Body(**robot.body()).outside(manifest.randomised)
 
 
 class Step(NamedTuple):

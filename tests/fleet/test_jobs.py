@@ -178,5 +178,14 @@ def test_the_best_is_chosen_by_validation(uninterrupted):
 
     results = [uninterrupted, result(1, 5, 9.0), result(2, 8, 1.0, 200), result(3, 8, 1.0), result(4, 8, 0.5)]
     assert best_of(results).seed == 3
-    with pytest.raises(ConfigError, match="validated"):
-        best_of([uninterrupted])
+    assert best_of(results[:1]) is uninterrupted
+    with pytest.raises(ConfigError, match="no runs"):
+        best_of([])
+
+
+def test_without_validation_the_best_is_chosen_by_the_return_in_training(uninterrupted):
+    def result(seed, ep_return):
+        curve = (*uninterrupted.curve[:-1], {**uninterrupted.curve[-1], "ep_return": ep_return})
+        return dataclasses.replace(uninterrupted, seed=seed, curve=curve)
+
+    assert best_of([result(0, None), result(1, -5.0), result(2, -2.0), result(3, -9.0)]).seed == 2
