@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from neuraverse.cli.output import busy
-from neuraverse.errors import IncompatibleError
 
 if TYPE_CHECKING:
     from neuraverse.learn import ActorCritic, Probe, Progress, Recipe, Result, Scored
@@ -47,8 +46,17 @@ class Place(Protocol):
     def evaluate(self, policy: ActorCritic, recipe: Recipe) -> Scored:
         """The score that is published."""
 
-    def probe(self, skill: Skill, env: EnvSettings, *, num_envs: int, **how: Any) -> Probe:
-        """A skill as it is; the rest is as for `neuraverse.learn.probe`."""
+    def probe(
+        self,
+        skill: Skill,
+        env: EnvSettings,
+        *,
+        num_envs: int,
+        episodes: int,
+        seed_first: int,
+        success_return: float | None,
+    ) -> Probe:
+        """A skill as it is; see `neuraverse.learn.probe`."""
 
 
 @contextlib.contextmanager
@@ -112,11 +120,20 @@ class _Here:
         with contextlib.closing(env):
             return evaluate(policy, env, **_published(recipe))
 
-    def probe(self, skill: Skill, env: EnvSettings, *, num_envs: int, **how: Any) -> Probe:
+    def probe(
+        self,
+        skill: Skill,
+        env: EnvSettings,
+        *,
+        num_envs: int,
+        episodes: int,
+        seed_first: int,
+        success_return: float | None,
+    ) -> Probe:
         from neuraverse.learn import make_env, probe
 
         with contextlib.closing(make_env(env, num_envs)) as made:
-            return probe(skill, made, **how)
+            return probe(skill, made, episodes=episodes, seed_first=seed_first, success_return=success_return)
 
 
 class _Fleet:
@@ -160,14 +177,33 @@ class _Fleet:
         num_envs = min(recipe.eval.episodes, recipe.eval.num_envs)
         return fleet.evaluate(policy, recipe.env, num_envs=num_envs, **_published(recipe))
 
-    def probe(self, skill: Skill, env: EnvSettings, *, num_envs: int, **how: Any) -> Probe:
+    def probe(
+        self,
+        skill: Skill,
+        env: EnvSettings,
+        *,
+        num_envs: int,
+        episodes: int,
+        seed_first: int,
+        success_return: float | None,
+    ) -> Probe:
         from neuraverse import fleet
-        from neuraverse.learn import Probe
+        from neuraverse.learn import Probe, make_env
+        from neuraverse.learn.adopt import interface_problems
+        from neuraverse.learn.envs import interface_of
 
-        try:
-            scored = fleet.evaluate(skill, env, num_envs=num_envs, **how)
-        except IncompatibleError as error:
-            return Probe(problems=tuple(error.problems), scored=None)
+        with contextlib.closing(make_env(env, 1)) as made:
+            problems = interface_problems(skill.interface, interface_of(made))
+        if problems:
+            return Probe(problems=tuple(problems), scored=None)
+        scored = fleet.evaluate(
+            skill,
+            env,
+            num_envs=num_envs,
+            episodes=episodes,
+            seed_first=seed_first,
+            success_return=success_return,
+        )
         return Probe(problems=() if scored.finite else ("the simulation blew up under it",), scored=scored)
 
 

@@ -77,6 +77,7 @@ def fine_tune(
 ) -> None:
     """Carry a skill over to another body; seal the child."""
     from neuraverse.learn import child_recipe, make_env, policy_of, seal
+    from neuraverse.learn.adopt import PROBE_SEED
     from neuraverse.learn.envs import outside
 
     parent = fetch(ref, registry)
@@ -101,6 +102,7 @@ def fine_tune(
                 recipe.env,
                 num_envs=recipe.validation.episodes,
                 episodes=recipe.fine_tune.probe_episodes,
+                seed_first=PROBE_SEED,
                 success_return=recipe.bar.success_return,
             )
         as_it_is = found.scored

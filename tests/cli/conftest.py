@@ -113,7 +113,8 @@ def trained(tmp_path_factory, publisher):
     words = ["train", "weld-seam", *TINY, "--run-dir", str(folder / "run"), "--json", "-"]
     done = CliRunner(env={"NEURAVERSE_HOME": str(publisher.home)}).invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    return SimpleNamespace(said=json.loads(done.stdout), folder=folder / "run" / "skill", words=words[:-2])
+    said = json.loads(done.stdout)
+    return SimpleNamespace(said=said, folder=folder / "run" / "skill", words=words[:-2], stderr=done.stderr)
 
 
 @pytest.fixture

@@ -9,9 +9,13 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
 
+from neuraverse.cli.display import training
+from neuraverse.fleet import connect
 from neuraverse.skill import Skill
 from neuraverse.trust import verify
 
@@ -45,7 +49,11 @@ def test_training_again_finds_it_done(trained, home, neuraverse):
     assert "exists and is no skill" in error
 
 
-def test_any_gymnasium_id_trains_with_several_seeds(neuraverse, fresh_home, tmp_path, monkeypatch):
+def test_one_seed_stays_in_this_process(trained):
+    assert "Ray" not in trained.stderr
+
+
+def test_several_seeds_train_in_ray_actors(neuraverse, fresh_home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = neuraverse("train", *PENDULUM, "ppo.total_steps=32", "--seeds", "2", "--json", "out.json")
     assert "made your first key, 'default'" in done.stderr
@@ -55,7 +63,12 @@ def test_any_gymnasium_id_trains_with_several_seeds(neuraverse, fresh_home, tmp_
     assert said["env_steps"] == 64
     assert said["success"] is None
     assert "neuraverse publish runs/pendulum-seeds0-1/skill" in done.stdout
-    assert "steps/s" in done.stderr
+    assert "starting Ray" in done.stderr
+    for seed in (0, 1):
+        assert f"local/pendulum seed {seed}: 100%" in done.stderr
+        [curve] = Path(f"runs/pendulum-seeds0-1/seed-{seed}/tensorboard").iterdir()
+        assert curve.name.split(".")[-2] != str(os.getpid())
+    assert not ray.is_initialized()
     assert (fresh_home / "keys" / "default").is_dir()
     assert sorted(p.name for p in Path("runs/pendulum-seeds0-1").iterdir()) == ["seed-0", "seed-1", "skill"]
 
@@ -79,6 +92,19 @@ def test_ctrl_c_leaves_a_run_that_goes_on(process, neuraverse, home, tmp_path):
     neuraverse(*words, f"ppo.total_steps={before + 64}")
     training = Skill.open(run / "skill").manifest.training
     assert before + 64 <= training.env_steps < before + 64 + 32
+
+
+def test_ctrl_c_asks_every_seed_to_stop(capsys):
+    at = SimpleNamespace(
+        env_steps=8, total_steps=16, steps_per_s=1.0, success=0.5, ep_return=None, seconds_left=8.0
+    )
+    with pytest.raises(KeyboardInterrupt), training({3: "seed 3", 4: "seed 4"}) as tell:
+        assert tell(3, at)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert [tell(3, at), tell(4, at)] == [False, False]
+    said = capsys.readouterr().err
+    assert all(f"{title}: 50%, 1 steps/s" in said for title in ("seed 3", "seed 4"))
+    assert "stopping after this iteration" in said
 
 
 def test_a_terminal_sees_it_live(process, home, tmp_path):
@@ -220,6 +246,39 @@ def test_fine_tune_seals_a_child(trained, home, neuraverse, tmp_path, monkeypatc
     assert manifest.training.algorithm == "ppo, fine-tuned"
     verify(said["path"])
     assert "is there already" in neuraverse(*words).stderr
+
+
+def test_with_a_ray_address_the_work_is_done_there(
+    trained, tiny_skill, home, as_json, neuraverse, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with connect(num_cpus=2):
+        monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        begun = []
+        watch(monkeypatch, begun)
+        said = as_json("eval", trained.folder)
+        assert said["success"] == said["published"] == trained.said["success"]
+        assert begun == ["evaluate"]
+        assert "cannot run on" in neuraverse("eval", tiny_skill.path, "--episodes", "2", code=1).error
+        words = ["fine-tune", trained.folder, "--robot", "ur5e-slow", "fine_tune.total_steps=64"]
+        done = neuraverse(*words, "fine_tune.probe_episodes=2", "--json", "out.json")
+        assert begun == ["evaluate", "evaluate", "fine_tune", "evaluate", "evaluate"]
+        assert "local/weld-seam-ur5e-slow seed 0: 100%" in done.stderr
+        assert json.loads(Path("out.json").read_text())["parents"] == [trained.said["digest"]]
+        verify("runs/weld-seam-ur5e-slow-seed0/skill")
+
+
+def watch(monkeypatch, begun):
+    """Note the method of each job that the fleet runs."""
+    from neuraverse.fleet import jobs
+
+    real = jobs.run
+
+    def run(work, **kwargs):
+        begun.extend(job.method for job in work)
+        return real(work, **kwargs)
+
+    monkeypatch.setattr(jobs, "run", run)
 
 
 def test_fine_tune_refuses_what_does_not_fit(tiny_skill, home, neuraverse, tmp_path, monkeypatch):
