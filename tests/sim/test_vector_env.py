@@ -129,3 +129,18 @@ def test_a_duplicate_id_is_an_error():
 def test_a_malformed_id_is_an_error():
     with pytest.raises(ConfigError, match="no environment id"):
         register("weld seam!", WeldSeam)
+
+
+def test_a_simulation_that_blows_up_says_so_and_starts_anew():
+    env = _torch_env(3)
+    env.reset(seed=0)
+    env.step(torch.zeros(3, 6))
+    env.task.physics.qvel[1] = float("nan")  # MuJoCo alone would put it back to its start without a word
+    obs, _, terminated, _, infos = env.step(torch.zeros(3, 6))
+    assert terminated.tolist() == [False, True, False]
+    assert infos["final_info"]["diverged"].tolist() == [False, True, False]
+    assert bool(torch.isfinite(obs).all())
+    for _ in range(5):
+        obs, _, terminated, _, _ = env.step(torch.zeros(3, 6))
+    assert bool(torch.isfinite(obs).all())
+    assert not bool(terminated.any())

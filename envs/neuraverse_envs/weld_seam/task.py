@@ -216,12 +216,12 @@ class WeldSeam(ArmTask):
         e_pos, e_rot, feed, ahead = self._reference()
         # A critically damped servo of bandwidth f lags a ramp by 2 / (2πf).
         lag_s = 1.0 / (math.pi * self.robot.servo_hz) + self.robot.latency_s + 1.0 / self.rate_hz
-        gain, damping = min(6.0, 1.0 / lag_s), 0.5
+        gain, damping = min(6.0, 2.6 / lag_s), 5.0 * lag_s
         turn = torch.zeros_like(e_rot)
         turn[:, 2] = self.curvature * self.speed
         wanted = torch.cat((feed + (ahead - feed) * (lag_s / LOOK_AHEAD_S), turn), dim=1)
         measured = torch.cat((self.tool_linvel, self.tool_angvel), dim=1)
-        return wanted + gain * torch.cat((e_pos, 0.65 * e_rot), dim=1) + damping * (wanted - measured)
+        return wanted + gain * torch.cat((e_pos, 0.4 * e_rot), dim=1) + damping * (wanted - measured)
 
     def _reference(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         tangent, point = _seam(self.curvature, self.s)
