@@ -98,10 +98,15 @@ def test_ctrl_c_asks_every_seed_to_stop(capsys):
     at = SimpleNamespace(
         env_steps=8, total_steps=16, steps_per_s=1.0, success=0.5, ep_return=None, seconds_left=8.0
     )
-    with pytest.raises(KeyboardInterrupt), training({3: "seed 3", 4: "seed 4"}) as tell:
-        assert tell(3, at)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert [tell(3, at), tell(4, at)] == [False, False]
+
+    def interrupted():
+        with training({3: "seed 3", 4: "seed 4"}) as tell:
+            assert tell(3, at)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert [tell(3, at), tell(4, at)] == [False, False]
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     said = capsys.readouterr().err
     assert all(f"{title}: 50%, 1 steps/s" in said for title in ("seed 3", "seed 4"))
     assert "stopping after this iteration" in said
