@@ -131,7 +131,8 @@ def test_a_malformed_id_is_an_error():
         register("weld seam!", WeldSeam)
 
 
-def test_a_simulation_that_blows_up_says_so_and_starts_anew():
+def test_a_simulation_that_blows_up_says_so_and_starts_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings into a file where it runs
     env = _torch_env(3)
     env.reset(seed=0)
     env.step(torch.zeros(3, 6))
