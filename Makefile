@@ -14,7 +14,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; '$(PYTHON)' is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@echo "setting up $(VENV) (once; a few minutes, mostly PyTorch)"
-	@$(PYTHON) -m venv $(VENV) || { echo "the venv module is missing; on Debian or Ubuntu: apt-get install python3-venv"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { rm -f $@; echo "the venv module is missing; on Debian or Ubuntu: apt-get install python3-venv"; exit 2; }
 
 # One stamp per set of extras, made anew when the requirements change.
 $(VENV)/.ready-%: pyproject.toml constraints.txt | $(BIN)/python

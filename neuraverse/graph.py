@@ -15,6 +15,9 @@ from neuraverse.errors import WeightsError
 
 MAX_GRAPH_BYTES = 64 << 20
 MAX_NODES = 1000
+MAX_PARTS = 1 << 18
+"""Fields and bytes of number lists in a file; weights are raw bytes and count as one."""
+MAX_DIMENSIONS = 8
 OPERATORS = frozenset(
     """
     Abs Acos Add And ArgMax Asin Atan Cast Ceil Celu Clip Concat Constant Cos Cosh Div Elu Equal Erf Exp
@@ -34,6 +37,7 @@ _TYPES = {
     9: ("?", "int32_data"),
     11: ("<f8", "double_data"),
 }
+_NUMBERS = {"float": 2, "double": 1, "int64": 3, "int32": 5}  # FieldDescriptorProto.Type
 # The part of onnx.proto that matters here, message -> (field, number, type, repeated); the rest is skipped.
 _SCHEMA = {
     "Model": [("graph", 7, "Graph", False), ("functions", 25, "bytes", True)],
@@ -87,6 +91,7 @@ def check_graph(data: bytes, label: str = "policy.onnx") -> None:
         raise WeightsError(f"{label} has {len(data)} bytes; at most {MAX_GRAPH_BYTES} are allowed")
     from google.protobuf.message import DecodeError
 
+    _count(memoryview(data), "Model", MAX_PARTS, label)
     try:
         model = _model_class().FromString(data)
     except DecodeError as error:
@@ -102,6 +107,48 @@ def check_graph(data: bytes, label: str = "policy.onnx") -> None:
         _check_node(node, label)
     for tensor in graph.initializer:
         _check_tensor(tensor, label)
+
+
+def _count(data: memoryview, message: str, left: int, label: str) -> int:
+    """How many of `left` parts remain after those of `message`, found without parsing it.
+
+    Two bytes can be an empty node, for which a parser takes a hundred: a small file could fill the memory.
+    """
+    kinds = {number: kind for _, number, kind, _ in _SCHEMA[message]}
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        wire, kind = tag & 7, kinds.get(tag >> 3)
+        left -= 1
+        if wire == 0:
+            _, at = _varint(data, at)
+        elif wire in (1, 5):
+            at += 8 if wire == 1 else 4
+        elif wire == 2:
+            size, at = _varint(data, at)
+            part = data[at : at + size]
+            at += size
+            if kind in _SCHEMA:
+                left = _count(part, kind, left, label)
+            elif kind in _NUMBERS:
+                left -= len(part)
+        else:
+            raise WeightsError(f"{label} is not an ONNX file")
+        if left < 0:
+            raise WeightsError(f"{label} has more than {MAX_PARTS} parts, which no policy needs")
+    return left
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            break
+        value |= (data[at] & 0x7F) << shift
+        at += 1
+        if data[at - 1] < 0x80:
+            break
+    return value, at
 
 
 def _check_node(node: Any, label: str) -> None:
@@ -131,8 +178,8 @@ def _check_tensor(tensor: Any, label: str) -> None:
         raise WeightsError(f"{where} lies in another file")
     if tensor.data_type not in _TYPES:
         raise WeightsError(f"{where} is of type {tensor.data_type}, which is not allowed in a policy")
-    if any(n < 0 for n in tensor.dims):
-        raise WeightsError(f"{where} has a negative dimension")
+    if len(tensor.dims) > MAX_DIMENSIONS or any(n < 0 for n in tensor.dims):
+        raise WeightsError(f"{where} has a negative dimension, or more than {MAX_DIMENSIONS}")
     dtype, field = _TYPES[tensor.data_type]
     raw, typed = tensor.raw_data, getattr(tensor, field)
     if raw and typed:
@@ -154,7 +201,7 @@ def _model_class() -> Any:
     """A protobuf message class for `_SCHEMA`, in a pool of its own."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-    kinds = {"float": 2, "double": 1, "int64": 3, "int32": 5, "bytes": 12}  # FieldDescriptorProto.Type
+    kinds = _NUMBERS | {"bytes": 12}
     file: Any = descriptor_pb2.FileDescriptorProto(name="policy.proto", package="policy", syntax="proto2")
     for message, fields in _SCHEMA.items():
         descriptor = file.message_type.add(name=message)

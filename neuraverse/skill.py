@@ -75,8 +75,13 @@ class Skill:
         return self.manifest.interface
 
     @classmethod
-    def open(cls, path: Path | str) -> Self:
+    def open(cls, path: Path | str, *, admit: Callable[[Self], object] | None = None) -> Self:
         """Read a skill and check all of it, except who signed it (`neuraverse.trust.verify` does).
+
+        Args:
+            path: The directory.
+            admit: Called once every file is known to be as the manifest says, before weights are parsed and
+                the graph is run; what it raises ends the opening. The place for the question who signed it.
 
         Raises:
             ManifestError: manifest.json does not follow the schema.
@@ -87,6 +92,10 @@ class Skill:
         path = Path(path)
         _check_names(path)
         skill = cls(path, read_regular(path / MANIFEST, MAX_MANIFEST_BYTES))
+        if admit is not None:
+            for name in BLOBS:
+                skill.read(name)
+            admit(skill)
         for name in BLOBS:
             check_blob(name, skill.read(name), skill.manifest)
         return skill

@@ -100,6 +100,8 @@ def verify_manifest(manifest_bytes: bytes, signature_bytes: bytes, keys: Iterabl
 def verify(skill_dir: Path | str, store: KeyStore | None = None) -> str:
     """Check a skill directory whole: every file, and that a trusted key signed it.
 
+    The signature is checked before weights are parsed or the graph is run.
+
     Returns:
         The fingerprint of the key that signed.
 
@@ -107,8 +109,9 @@ def verify(skill_dir: Path | str, store: KeyStore | None = None) -> str:
         ContentError: Something is wrong; the message says what.
         StorageError: The disk failed.
     """
-    skill = Skill.open(skill_dir)
-    return verify_skill(skill, store)
+    signers: list[str] = []
+    Skill.open(skill_dir, admit=lambda skill: signers.append(verify_skill(skill, store)))
+    return signers[0]
 
 
 def verify_skill(skill: Skill, store: KeyStore | None = None) -> str:

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from neuraverse import graph
 from neuraverse.errors import WeightsError
-from neuraverse.graph import MAX_GRAPH_BYTES, MAX_NODES, OPERATORS, check_graph
+from neuraverse.graph import MAX_GRAPH_BYTES, MAX_NODES, MAX_PARTS, OPERATORS, check_graph
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,41 @@ def test_what_is_no_onnx_is_refused(data):
 
 def test_a_file_beyond_the_limit_is_not_parsed():
     refuse(bytes(MAX_GRAPH_BYTES + 1), str(MAX_GRAPH_BYTES))
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of a protobuf message that holds bytes."""
+    size, length = len(content), b""
+    while size >= 0x80:
+        length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        field(7, field(1, b"") * (MAX_PARTS + 1)),  # nodes
+        field(7, field(1, field(5, b"") * (MAX_PARTS + 1))),  # attributes of one node
+        field(7, field(5, b"") * (MAX_PARTS + 1)),  # constants
+        field(7, field(5, field(7, b"\1" * (MAX_PARTS + 1)))),  # one constant of integers, packed
+        field(7, field(5, field(1, b"\1" * (MAX_PARTS + 1)))),  # its dimensions
+        field(7, field(1, field(5, b"") * (MAX_PARTS // 2)) * 3),  # in sum
+    ],
+)
+def test_what_would_fill_the_memory_is_refused_unparsed(hostile, monkeypatch):
+    monkeypatch.setattr(graph, "_model_class", lambda: pytest.fail("it was parsed"))
+    refuse(hostile, f"more than {MAX_PARTS} parts")
+
+
+def test_weights_in_raw_bytes_are_one_part(model):
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(MAX_PARTS, np.float32), "large"))
+    check_graph(model.SerializeToString())
+
+
+def test_a_constant_of_many_dimensions_is_named(model):
+    tensor = model.graph.initializer[0]
+    tensor.dims.extend([1] * 20)
+    refuse(model, tensor.name, "dimension")
 
 
 @settings(max_examples=300)

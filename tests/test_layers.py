@@ -40,7 +40,7 @@ HOME_OF = {
     "ray": {"fleet"},
     "torch": {"sim", "learn", "fleet", "envs"},
     "gymnasium": {"sim", "learn", "fleet", "envs"},
-    "onnx": {"learn", "registry"},
+    "onnx": {"learn"},
     "onnxruntime": {"policy"},
     "model_signing": {"trust"},
     "httpx": {"client", "cli"},

@@ -32,6 +32,22 @@ def test_the_two_commands_are_makes_own():
         assert does in shown.stdout
 
 
+def test_a_set_up_that_failed_is_begun_anew(tmp_path):
+    """Debian's venv without ensurepip leaves bin/python behind, which must not pass for a whole one."""
+    fake = tmp_path / "python3"
+    fake.write_text(
+        '#!/bin/sh\n[ "$2" = venv ] || exit 0\nmkdir -p "$3/bin" && touch "$3/bin/python"\nexit 1\n'
+    )
+    fake.chmod(0o755)
+    made = tmp_path / "venv" / "bin" / "python"
+    argv = ["make", f"PYTHON={fake}", f"VENV={tmp_path / 'venv'}", str(made)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "apt-get install python3-venv" in done.stdout
+    assert made.parent.is_dir()
+    assert not made.exists()
+
+
 @pytest.mark.timeout(900)
 def test_every_block_runs(tmp_path):
     """The first block is the demo itself: this test is also that of the whole story."""

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_signing import hashing, signing, verifying
 
+from neuraverse.client import Client
 from neuraverse.errors import (
     IntegrityError,
     ManifestError,
@@ -24,6 +25,7 @@ from neuraverse.errors import (
     UsageError,
     WeightsError,
 )
+from neuraverse.policy import Policy
 from neuraverse.skill import MANIFEST, SIGNATURE
 from neuraverse.trust import KeyStore, sign, verify, verify_manifest
 
@@ -295,6 +297,15 @@ def test_a_broken_file_in_the_store_is_named(tiny_skill, key_store):
     (key_store.home / "trust" / "acme" / "broken.pem").write_bytes(b"?")
     with pytest.raises(UsageError, match=r"broken\.pem: this is no public key"):
         verify(tiny_skill.path, key_store)
+
+
+def test_nothing_is_run_of_a_skill_that_is_not_trusted(tiny_skill, tmp_path, monkeypatch):
+    monkeypatch.setattr(Policy, "load", lambda *_: pytest.fail("the graph was loaded"))
+    monkeypatch.setattr("neuraverse.skill.check_tensors", lambda *_: pytest.fail("the weights were parsed"))
+    with pytest.raises(SignatureError, match="not trusted for acme"):
+        verify(tiny_skill.path, KeyStore(tmp_path / "empty"))
+    with Client(home=tmp_path / "empty") as client, pytest.raises(SignatureError, match="not trusted"):
+        client.pull(str(tiny_skill.path))
 
 
 def test_the_checks_of_a_skill_run_too(tiny_skill, key_store):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from neuraverse.cli import learn, publish, receive, use
+from neuraverse.cli.demo import demo
 from neuraverse.cli.failures import INTERRUPTED, told
 from neuraverse.cli.options import LEARN, example
 from neuraverse.cli.output import note
@@ -24,8 +24,8 @@ STORY = (
     *("run", "robots", "version"),
 )
 _DEBUG = "--debug"
-# Typer brings its own copy of click, or uses click's, by version; both derive from these.
-_WrongUsage, _ClickError = typer.BadParameter.__mro__[1:3]
+# Typer brings its own copy of click, or uses click's, by version: this is ClickException of either.
+_ClickError = typer.BadParameter.__mro__[2]
 
 
 class Cli(TyperGroup):
@@ -113,8 +113,8 @@ def story(
 
 for room in (learn, publish, receive, use):
     room.add_to(app)
-if importlib.util.find_spec("neuraverse.cli.demo") is not None:
-    examples = example("neuraverse demo", "neuraverse demo --dir /tmp/demo --json demo.json")
-    app.command("demo", rich_help_panel=LEARN, epilog=examples)(
-        importlib.import_module("neuraverse.cli.demo").demo
-    )
+app.command(
+    "demo",
+    rich_help_panel=LEARN,
+    epilog=example("neuraverse demo", "neuraverse demo --dir /tmp/demo --json demo.json"),
+)(demo)

@@ -142,7 +142,11 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Host a registry until Ctrl-C."""
+    """Host a registry until Ctrl-C.
+
+    Whoever reaches its address may publish under a name that is free, and move aliases; so let only those
+    reach it whom you know. Robots trust keys, not the server.
+    """
     from neuraverse.registry import serve as run
 
     def ready(url: str) -> None:

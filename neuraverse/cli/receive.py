@@ -75,12 +75,13 @@ def show(ref: options.Ref, registry: options.Registry = None, json: options.Json
     from neuraverse.cli.cell import settle
     from neuraverse.client import Client
     from neuraverse.client.refs import is_path
-    from neuraverse.manifest import SkillManifest, digest_of
-    from neuraverse.skill import MANIFEST, Skill
+    from neuraverse.manifest import MAX_MANIFEST_BYTES, SkillManifest, digest_of
+    from neuraverse.skill import MANIFEST
+    from neuraverse.storage import read_regular
 
     out = Out(json)
     if is_path(ref):
-        data = Skill.open(Path(ref).expanduser()).read(MANIFEST)
+        data = read_regular(Path(ref).expanduser() / MANIFEST, MAX_MANIFEST_BYTES)
         ancestors: list[tuple[str, SkillManifest]] = []
         children: tuple[str, ...] = ()
     else:
@@ -235,15 +236,16 @@ def pull(
 
 
 def _manifest(ref: str, registry: str | None) -> tuple[SkillManifest, str]:
-    """The manifest behind a reference, not verified yet, and a reference to exactly that skill."""
+    """The manifest behind a reference (a registry's is not verified yet), and one to that very skill."""
     from neuraverse.cli.cell import settle
     from neuraverse.client import Client
     from neuraverse.client.refs import is_path
     from neuraverse.manifest import SkillManifest
     from neuraverse.skill import Skill
+    from neuraverse.trust import verify_skill
 
     if is_path(ref):
-        return Skill.open(Path(ref).expanduser()).manifest, ref
+        return Skill.open(Path(ref).expanduser(), admit=verify_skill).manifest, ref
     with Client(registry) as client:
         digest = settle(client, ref).digest
         return SkillManifest.parse(client.manifest(digest)), digest
@@ -259,7 +261,7 @@ def verify(ref: options.Ref, registry: options.Registry = None, json: options.Js
     out = Out(json)
     try:
         local = is_path(ref) or Path(ref).is_dir()
-        skill = Skill.open(Path(ref).expanduser()) if local else fetch(ref, registry)
+        skill = Skill.open(Path(ref).expanduser(), admit=verify_skill) if local else fetch(ref, registry)
         fingerprint = verify_skill(skill)
     except ContentError as error:
         out.json(

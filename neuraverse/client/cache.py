@@ -97,9 +97,9 @@ class Cache:
         """
         target = self.blob(sha256)
         with disk_errors("write", target):
-            os.fchmod(file.fileno(), 0o444)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self._root / "partial" / sha256, target)
+            os.fchmod(file.fileno(), 0o444)  # last: a partial file must stay one that can be written
 
     def place(self, sha256: str, target: Path) -> None:
         """Put a blob at `target`: a hard link, or a copy where there are none.

@@ -136,10 +136,11 @@ def open_local(path: Path, offer: Offer | None, keys: KeyStore) -> Skill:
     from neuraverse.skill import Skill
     from neuraverse.trust import verify_skill
 
-    skill = Skill.open(path)
-    verify_skill(skill, keys)
-    _fit(skill.manifest, offer)
-    return skill
+    def admit(skill: Skill) -> None:
+        verify_skill(skill, keys)
+        _fit(skill.manifest, offer)
+
+    return Skill.open(path, admit=admit)
 
 
 def _fit(manifest: SkillManifest, offer: Offer | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,7 +59,10 @@ def is_path(text: str | Path) -> bool:
     """Whether a reference means a folder on this machine: it looks like a path, or is one with a manifest."""
     if isinstance(text, Path) or text.startswith((".", "/", "~")):
         return True
-    return (Path(text) / "manifest.json").is_file()
+    try:
+        return (Path(text) / "manifest.json").is_file()
+    except OSError:  # as a name it is too long, or not for us to look at
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +185,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
 
 def _number(fields: Mapping[str, Any], name: str) -> float:
     value = fields.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 2**53:
         raise NetworkError(f"the registry's answer is malformed: {name!r} is missing or no number")
     return value
 

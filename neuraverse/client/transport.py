@@ -30,6 +30,7 @@ CONNECT_S = 5.0
 READ_S = 30.0  # silence that ends a request
 ANSWER_S = 60.0  # all of a small answer
 MAX_ANSWER_BYTES = 8 << 20
+_LOOPBACK = ("all://127.0.0.1", "all://[::1]", "all://localhost")
 _RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -59,7 +60,8 @@ class Transport:
             raise UsageError(f"{self.url!r} is no address of a registry", remedy=f"write it as {DEFAULT_URL}")
         timeout = httpx.Timeout(READ_S, connect=CONNECT_S)
         self._owned = http is None
-        self._http = httpx.Client(timeout=timeout) if http is None else http
+        near = dict.fromkeys(_LOOPBACK)  # not through a proxy, whatever HTTP_PROXY says
+        self._http = httpx.Client(timeout=timeout, mounts=near) if http is None else http
         # Bodies are checked byte by byte, so no encoding may come between.
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "neuraverse"}
         if token:

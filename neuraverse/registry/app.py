@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 import neuraverse
+from neuraverse.keys import MAX_KEY_BYTES
 from neuraverse.manifest import MAX_MANIFEST_BYTES, VERSION_PATTERN
 from neuraverse.registry import problems
 from neuraverse.registry.bodies import BodyLimit
@@ -22,7 +23,6 @@ from neuraverse.registry.index import LATEST
 from neuraverse.registry.limits import (
     MAX_BLOB_BYTES,
     MAX_EVENTS,
-    MAX_KEY_BYTES,
     MAX_PAGE,
     MAX_QUERY_CHARACTERS,
     MAX_WAIT_S,

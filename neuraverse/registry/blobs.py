@@ -46,6 +46,8 @@ class BlobStore:
             self._root.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self._incoming, ignore_errors=True)
             self._incoming.mkdir(exist_ok=True)
+            for folder in (self._root.parent, self._root.parent.parent):
+                sync_folder(folder)
 
     def path(self, digest: str) -> Path:
         """Where the blob with this hex digest lives, whether it is there or not."""
@@ -57,6 +59,17 @@ class BlobStore:
             return self.path(digest).stat().st_size
         except FileNotFoundError:
             return None
+
+    def settle(self, digest: str) -> None:
+        """Make the name of a blob that is there durable, however far the upload that brought it has come.
+
+        Raises:
+            StorageError: The disk is failing.
+        """
+        folder = self.path(digest).parent
+        with disk_errors("write", folder):
+            sync_folder(folder)
+            sync_folder(self._root)
 
     async def put(self, digest: str, body: AsyncIterator[bytes]) -> bool:
         """Store a body under the digest that it claims.

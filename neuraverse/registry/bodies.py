@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from neuraverse.registry.limits import BODY_IDLE_S, MAX_JSON_BYTES, MIB
+from neuraverse.registry.limits import BODY_BYTES_PER_S, BODY_IDLE_S, MAX_JSON_BYTES, MIB
 from neuraverse.registry.problems import Problem
 
 
@@ -54,17 +55,20 @@ async def _refuse(error: HTTPException, scope: Scope, receive: Receive, send: Se
 
 def _bounded(receive: Receive, limit: int) -> Receive:
     size = 0
+    waited_s = 0.0  # for the client alone; what the server takes to store a part does not count
     whole = False
 
     async def bounded() -> Message:
-        nonlocal size, whole
+        nonlocal size, waited_s, whole
         if whole:  # what follows is only the news that the client has gone
             return await receive()
+        begun = time.monotonic()
         try:
-            async with asyncio.timeout(BODY_IDLE_S):
+            async with asyncio.timeout(min(BODY_IDLE_S, BODY_IDLE_S + size / BODY_BYTES_PER_S - waited_s)):
                 message = await receive()
         except TimeoutError:
-            raise HTTPException(408, f"no byte of the body came for {BODY_IDLE_S:g} s") from None
+            raise HTTPException(408, "the body came too slowly, or not at all") from None
+        waited_s += time.monotonic() - begun
         size += len(message.get("body", b""))
         whole = not message.get("more_body", False)
         if size > limit:

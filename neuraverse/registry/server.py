@@ -47,7 +47,7 @@ def serve(
     """
     folder = Path(data_dir)
     ready = Path(ready_file) if ready_file is not None else None
-    with _claimed(folder), contextlib.closing(_listen(host, port)) as listener:
+    with claimed(folder), contextlib.closing(_listen(host, port)) as listener:
         url = _url(host, listener.getsockname()[1])
 
         def announce() -> None:
@@ -92,7 +92,7 @@ def background(data_dir: Path | str, port: int = 0) -> Iterator[str]:
         finally:
             ready.set()
 
-    with _claimed(folder), contextlib.closing(_listen("127.0.0.1", port)) as listener:
+    with claimed(folder), contextlib.closing(_listen("127.0.0.1", port)) as listener:
         url = _url("127.0.0.1", listener.getsockname()[1])
         thread = threading.Thread(target=run, args=(listener,), name="neuraverse-registry", daemon=True)
         thread.start()
@@ -172,7 +172,7 @@ async def _run(
 
 
 @contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the system frees it however this process ends."""
     with disk_errors("use the data folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -212,10 +212,9 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"port {port} is not between 0 and 65535")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise UsageError(
-            f"cannot listen on {host!r}: {error.strerror}", remedy="use 127.0.0.1 or 0.0.0.0"
-        ) from error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot listen on {host!r}: {reason}", remedy="use 127.0.0.1 or 0.0.0.0") from error
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY only where it sees TCP named
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from neuraverse.graph import check_graph
 from neuraverse.manifest import SkillManifest, digest_of
 from neuraverse.registry.blobs import BlobStore
 from neuraverse.registry.database import Database
 from neuraverse.registry.feed import Feed
 from neuraverse.registry.index import Index, Submission
 from neuraverse.registry.problems import Problem
+from neuraverse.skill import check_blob
+from neuraverse.storage import read_regular
 
 
 class Registry:
@@ -25,6 +28,7 @@ class Registry:
         self.feed = Feed()
         self._database = Database(data_dir / "registry.db")
         self.index = Index(self._database)
+        self._one_check = asyncio.Lock()
         self._opened = False
 
     async def open(self) -> None:
@@ -51,12 +55,14 @@ class Registry:
             What was published, and whether it is new (False: the same bytes were there).
 
         Raises:
-            ContentError: The manifest or the signature is wrong.
+            ContentError: The manifest, the signature, the weights or the graph are wrong.
             Problem: A blob is missing, the organisation belongs to another key, the version is taken, or a
                 parent does not exist.
         """
         new = await asyncio.to_thread(_checked, manifest, signature, public_key)
         await asyncio.to_thread(self._need_blobs, new.manifest)
+        async with self._one_check:  # it holds a file in memory
+            await asyncio.to_thread(self._check_content, new.manifest)
         created = await self.index.publish(new)
         self.feed.wake()
         return new, created
@@ -87,6 +93,17 @@ class Registry:
                     f"{name} has {size} bytes; the manifest says {entry.size}",
                     remedy="mend the manifest",
                 )
+            self.blobs.settle(entry.sha256)
+
+    def _check_content(self, manifest: SkillManifest) -> None:
+        """Weights and graph, as every client will check them, but nothing is run."""
+
+        def read(name: str) -> bytes:
+            entry = manifest.files[name]  # type: ignore[index]
+            return read_regular(self.blobs.path(entry.sha256), entry.size)
+
+        check_blob("model.safetensors", read("model.safetensors"), manifest)
+        check_graph(read("policy.onnx"))
 
 
 def _checked(manifest: bytes, signature: bytes, public_key: bytes) -> Submission:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from neuraverse.client import Client, Ref
-from neuraverse.errors import NetworkError, NeuraverseError, NotFoundError, StorageError, UsageError
+from neuraverse.errors import NetworkError, NotFoundError, StorageError, UsageError
 from neuraverse.runtime.stage import stage
 
 if TYPE_CHECKING:
@@ -134,11 +134,13 @@ class RobotAgent:
             NetworkError: The registry could not be asked.
             NeuraverseError: The skill was refused; the one before goes on.
         """
-        found = self._client.resolve(self._ref)
-        held = self.skill
-        if held is not None and held.digest == found.digest:
-            return False
+        ref, digest = str(self._ref), ""
         try:
+            found = self._client.resolve(self._ref)
+            held = self.skill
+            if held is not None and held.digest == found.digest:
+                return False
+            ref, digest = found.ref, found.digest
             skill = self._client.pull(found, offer=self._offer, trust=self._store)
             policy = stage(skill)
             if self._on_skill is not None:
@@ -146,7 +148,8 @@ class RobotAgent:
         except (NetworkError, StorageError):
             raise
         except Exception as error:
-            self._refuse(Refusal(ref=found.ref, digest=found.digest, error=error))
+            if digest or not isinstance(error, NotFoundError):  # that there is nothing yet is no refusal
+                self._refuse(Refusal(ref=ref, digest=digest, error=error))
             raise
         self._running = _Running(skill=skill, policy=policy)
         self._first.set()
@@ -186,7 +189,7 @@ class RobotAgent:
                 failures = 0
                 for _ in self._client.watch(cursor, self._ref.name, self._stop):
                     self._settle()
-            except NeuraverseError as error:
+            except Exception as error:  # whatever it is: a robot that stops listening misses all that follows
                 log.warning("%s: %s", self._offer.robot, error)
                 failures += 1
             self._pause(failures)

@@ -384,6 +384,25 @@ def test_a_pull_that_gave_up_goes_on_later(published, through, net, robot):
     assert blobs_asked(meddler)[0].headers["range"] == "bytes=1500-"
 
 
+def test_a_pull_that_ended_between_download_and_name_goes_on_later(published, robot, monkeypatch):
+    real = os.replace
+
+    def interrupted(source, target):
+        if "partial" in str(source):
+            mode = os.stat(source).st_mode
+            assert mode & 0o200, "who is not root could never open it again"
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            robot.pull(NAME)
+    skill = robot.pull(NAME)
+    assert skill.digest == published.digest
+    assert not (skill.path / "policy.onnx").stat().st_mode & 0o222
+
+
 def test_a_spoilt_partial_file_costs_one_more_try(published, robot):
     partial = robot.home / "cache" / "partial"
     partial.mkdir(parents=True)

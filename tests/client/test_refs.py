@@ -41,6 +41,7 @@ def test_what_is_no_reference(text):
 def test_paths_are_told_from_references(tmp_path, monkeypatch):
     assert all(map(is_path, [tmp_path, "./x", "../x", "/x", "~/x", ".", ".."]))
     assert not is_path("acme/weld")
+    assert not is_path("a" * 10_000)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "acme" / "weld").mkdir(parents=True)
     assert not is_path("acme/weld")
@@ -80,6 +81,6 @@ def test_malformed_summaries():
     good = {k: "x" for k in ("name", "version", "digest", "title", "description", "robot", "created")}
     good |= {"rate": 0.5, "lower": 0.4, "n": 10}
     assert Summary.of(good).n == 10
-    for wrong in ({"rate": "x"}, {"n": None}, {"title": 3}, {"lower": float("nan")}):
+    for wrong in ({"rate": "x"}, {"n": None}, {"title": 3}, {"lower": float("nan")}, {"n": 10**400}):
         with pytest.raises(NetworkError, match="malformed"):
             Summary.of(good | wrong)

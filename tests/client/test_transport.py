@@ -73,6 +73,17 @@ def test_the_address_comes_from_the_environment(monkeypatch, tmp_path):
         assert client.url == "http://127.0.0.1:8420"
 
 
+def test_a_registry_on_this_machine_needs_no_proxy(url, monkeypatch, tmp_path):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with Client(url, home=tmp_path) as client:
+        assert client.search() == []
+    with Client("http://registry.invalid", home=tmp_path) as client, pytest.raises(NetworkError):
+        client.search()
+
+
 def test_a_slow_registry(answering, monkeypatch, tmp_path):
     monkeypatch.setattr(transport, "READ_S", 0.2)
     url = answering(b"", hold=True)

@@ -169,3 +169,21 @@ def test_a_silent_body_is_given_up(url, monkeypatch):
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(head.encode())
         assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_dripping_body_is_given_up(url, monkeypatch):
+    monkeypatch.setattr(bodies, "BODY_IDLE_S", 0.5)
+    host, port = url.removeprefix("http://").split(":")
+    head = f"PUT /v1/blobs/{'0' * 64} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(head.encode())
+        connection.settimeout(0.1)
+        begun = time.monotonic()
+        while time.monotonic() - begun < 10.0:
+            connection.sendall(b"x")
+            try:
+                answer = connection.recv(4096)
+                break
+            except TimeoutError:
+                continue
+    assert answer.startswith(b"HTTP/1.1 408 ")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+import safetensors.numpy
+from model_signing import hashing, signing
 
 from neuraverse.manifest import digest_of
 from neuraverse.trust import KeyStore
@@ -85,6 +90,56 @@ def test_a_blob_of_another_size_than_the_manifest_says(
     assert (
         "README.md has 7 bytes" in problem(api.post("/v1/skills", json=submission(tiny_skill)), 422)["detail"]
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("model.safetensors", pickle.dumps({"w": [1.0] * 9}), "is a pickle"),
+        ("model.safetensors", b"\xff" * 7 + b"\x7f{}", "the header claims"),
+        ("model.safetensors", safetensors.numpy.save({"w": np.zeros(3, np.float32)}), "holds 3 numbers"),
+        ("policy.onnx", b"<html>", "not an ONNX file"),
+        ("policy.onnx", b"\x3a\xfe\xff\x7f" + b"\x0a\0" * 500_000, "parts"),
+    ],
+)
+def test_weights_and_graphs_that_no_robot_would_take(
+    api, tiny_skill, publisher, problem, name, content, says
+):
+    """Signed by the publisher, but wrong: nothing of it becomes visible."""
+    tiny_skill.path.joinpath(name).write_bytes(content)
+    manifest = json.loads(tiny_skill.read("manifest.json"))
+    manifest["files"][name] = {"sha256": digest_of(content)[7:], "size": len(content)}
+    tiny_skill.path.joinpath("manifest.json").write_text(json.dumps(manifest))
+    config = signing.Config().use_elliptic_key_signer(private_key=publisher.private_key_path())
+    config.set_hashing_config(hashing.Config().set_ignored_paths(paths=["signature.json"]))
+    config.sign(tiny_skill.path, tiny_skill.path / "signature.json")
+    for file in manifest["files"]:
+        data = (tiny_skill.path / file).read_bytes()
+        assert api.put(f"/v1/blobs/{digest_of(data)[7:]}", content=data).status_code == 201
+    body = {
+        "manifest": (tiny_skill.path / "manifest.json").read_text(),
+        "signature": (tiny_skill.path / "signature.json").read_text(),
+        "public_key": publisher.public_key().pem.decode(),
+    }
+    refused = problem(api.post("/v1/skills", json=body), 422)
+    assert refused["type"].endswith("weights")
+    assert says in refused["detail"]
+    problem(api.get(REF), 404)
+
+
+def test_names_of_blobs_last_before_the_row(api, tiny_skill, upload, submission, data_dir, monkeypatch):
+    """Another client may have brought them, and not be done yet."""
+    upload(tiny_skill)
+    synced, fsync = set(), os.fsync
+
+    def spy(descriptor):
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    assert api.post("/v1/skills", json=submission(tiny_skill)).status_code == 201
+    root = data_dir.resolve() / "blobs" / "sha256"
+    assert synced >= {str(root)} | {str(root / e.sha256[:2]) for e in tiny_skill.manifest.files.values()}
 
 
 def test_a_changed_manifest_has_no_signature(api, tiny_skill, upload, submission, problem):

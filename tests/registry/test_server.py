@@ -113,6 +113,7 @@ def test_a_port_in_use(tmp_path):
         ("127.0.0.1", -1, "not between 0 and 65535"),
         ("192.0.2.1", 0, "not one of this machine"),
         ("no such host", 0, "cannot listen on 'no such host'"),
+        ("a..b", 0, "cannot listen on 'a..b'"),
     ],
 )
 def test_an_address_that_cannot_be(tmp_path, host, port, message):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from neuraverse.client import Client, watching
-from neuraverse.errors import IncompatibleError, NotFoundError, SignatureError, UsageError
+from neuraverse.errors import IncompatibleError, IntegrityError, NotFoundError, SignatureError, UsageError
 from neuraverse.registry import background
 from neuraverse.runtime import RobotAgent, run
 from neuraverse.runtime import agent as agents
@@ -124,6 +124,36 @@ def test_what_is_refused_changes_nothing(robot, release, offer, interface, kind,
     third = release("3.0.0")
     assert agent.update()
     assert agent.skill.digest == third.digest
+
+
+def test_a_registry_that_answers_with_something_else_is_told(robot, offer, monkeypatch):
+    def lie(_):
+        raise IntegrityError("the registry answered with another skill")
+
+    refusals = []
+    agent = RobotAgent(robot, None, offer, follow=NAME, on_refusal=refusals.append)
+    with pytest.raises(NotFoundError):
+        agent.update()
+    assert refusals == []  # there is nothing yet, which is no refusal
+    monkeypatch.setattr(robot, "resolve", lie)
+    with pytest.raises(IntegrityError):
+        agent.update()
+    assert [(r.ref, r.digest) for r in refusals] == [(f"{NAME}@latest", "")]
+
+
+def test_no_fault_ends_the_following(robot, release, offer, monkeypatch):
+    faults, cursor = [OverflowError("in a number that no registry sends")], robot.cursor
+
+    def faulty():
+        if faults:
+            raise faults.pop()
+        return cursor()
+
+    monkeypatch.setattr(robot, "cursor", faulty)
+    first = release("1.0.0")
+    with RobotAgent(robot, None, offer, follow=NAME) as agent:
+        assert agent.wait(20)
+        assert agent.skill.digest == first.digest
 
 
 def test_refusals_do_not_end_the_following(robot, release, offer, interface):
