@@ -42,5 +42,5 @@ format: $(VENV)/.ready-all,dev ## format and fix
 bench: $(VENV)/.ready-bench,dev ## the benchmarks against peers, about an hour; results in benchmarks/results
 	@for name in sim train policy; do $(BIN)/python -m benchmarks $$name --json benchmarks/results/$$name.json || exit 1; done
 
-clean: ## remove what the targets made: .venv, caches and runs, the demo's registry and keys among them
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis runs
+clean: ## remove .venv, caches and the demo's runs; your own runs stay
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo runs/demo-*

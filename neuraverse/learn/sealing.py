@@ -23,7 +23,10 @@ from neuraverse.manifest import Body, Network, Score, SkillManifest, TaskInfo, T
 from neuraverse.skill import Skill
 from neuraverse.trust import sign
 
-_PACKAGES = ("neuraverse", "torch", "numpy", "gymnasium", "mujoco", "mjbatch", "onnx")
+_PACKAGES = (
+    *("neuraverse", "torch", "numpy", "gymnasium", "mujoco", "mjbatch", "ray"),
+    *("onnx", "onnxruntime", "safetensors", "model-signing"),
+)
 
 
 def seal(
