@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,9 @@ from neuraverse.trust import KeyStore, sign
 # A busy machine is no reason to fail.
 hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that; the tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OPSET = 20
 TWIST = "m/s,m/s,m/s,rad/s,rad/s,rad/s"
