@@ -145,7 +145,9 @@ class Trainer:
     def _threads(self) -> Iterator[None]:
         """Share the CPUs between actor and critic instead of splitting every small product among them."""
         before = torch.get_num_threads()
-        torch.set_flush_denormal(True)  # denormal activations would slow every product down
+        # Denormal activations would slow every product down; elsewhere in the process they keep a meaning.
+        flushed = float(torch.full((), 1e-310, dtype=torch.float64) * 1.0) == 0.0
+        torch.set_flush_denormal(True)
         self.ppo.use_threads(before)
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, before // 2))
@@ -153,6 +155,7 @@ class Trainer:
             yield
         finally:
             torch.set_num_threads(before)
+            torch.set_flush_denormal(flushed)
             self.ppo.use_threads(1)
 
     def _fit(self, total: int, on_progress: Callable[[Progress], object] | None) -> Result:

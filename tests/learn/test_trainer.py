@@ -206,3 +206,12 @@ def test_public_names_are_functions_and_classes_not_modules():
     for name in learn.__all__:
         importlib.import_module(f"neuraverse.learn.{learn._HOME[name]}")
         assert callable(getattr(learn, name)), name
+
+
+def test_training_leaves_the_process_as_it_was(reach):
+    threads = torch.get_num_threads()
+    Trainer(reach.env(32), reach.recipe(), device="cpu").fit(total_steps=3 * ITERATION)
+    assert torch.get_num_threads() == threads
+    assert float(torch.full((), 1e-310, dtype=torch.float64) * 1.0) > 0.0, (
+        "denormal numbers are still flushed"
+    )
