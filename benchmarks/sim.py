@@ -69,8 +69,9 @@ def measure(options: Options) -> Report:
     for name in ("expert", "random"):
         for n in welds:
             report.ratio(f"weld_seam_{name}_{n}_over_bare", report.median(f"weld_seam/{name}/{n}"), bare)
-    best = report.median(report.best([f"weld_seam/expert/{n}" for n in welds]))
-    report.ratio("weld_seam_share_of_bare", best, bare, at_least=0.6)
+    # The bar is for the size that the recipe trains with; the larger one stands beside it.
+    trained = report.median(f"weld_seam/expert/{WELD_SIZES[0]}")
+    report.ratio("weld_seam_share_of_bare", trained, bare, at_least=0.6)
     report.notes += [
         "ours runs its simulations on all CPUs and torch on one thread",
         "bare is one Python thread per CPU with its own MjData and new controls before every step",

@@ -55,7 +55,7 @@ from neuraverse.trust import KeyStore
 RECIPE = "weld-seam"
 SEEDS = (0, 1)
 ROBOTS = ("ur5e", "iiwa14", "ur5e-slow")
-TARGET = 0.90  # lower bound of success at which a robot is content; fixed before any run
+TARGET = 0.90  # lower bound of success at which a robot is content
 PROBE_EPISODES = 256
 CHILD_EVERY = 4  # iterations between validations, of the fine-tuning and of the scratch run alike
 _MARK = "demo.json"
