@@ -37,6 +37,14 @@ hypothesis.settings.load_profile("house")
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that; the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+@pytest.fixture(autouse=True)
+def _numbers_keep_their_meaning():
+    """Whoever flushes denormal numbers to zero for speed must leave them as they were, in this process."""
+    yield
+    assert np.float64(1e-310) * np.float64(1.0) > 0.0, "denormal numbers are still flushed to zero"
+
+
 OPSET = 20
 TWIST = "m/s,m/s,m/s,rad/s,rad/s,rad/s"
 SCALE = (0.1, 0.1, 0.1, 0.5, 0.5, 0.5)

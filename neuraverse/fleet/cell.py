@@ -105,7 +105,6 @@ class Cell:
 
         if self._env is None:
             torch.set_num_threads(self._threads)
-            torch.set_flush_denormal(True)
             self._env = make_env(self._settings, self._num_envs, self._threads)
         if self._cursor is None:
             self._cursor = self._client.cursor()

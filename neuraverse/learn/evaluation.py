@@ -16,6 +16,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from neuraverse.errors import IncompatibleError, TrainingError
+from neuraverse.learn.denormals import flush_denormals
 from neuraverse.learn.envs import TorchEnv
 from neuraverse.learn.policy import ActorCritic
 from neuraverse.manifest import Evaluation, Score
@@ -123,6 +124,7 @@ def evaluate(
     return score(ran, success_return=success_return)
 
 
+@flush_denormals()
 def run_episodes(
     policy: ActorCritic | Callable[[Tensor], Tensor],
     env: VectorEnv[Any, Any, Any],

@@ -16,6 +16,7 @@ from torch import Tensor
 from neuraverse.errors import ConfigError, MissingExtraError
 from neuraverse.learn import checkpoint
 from neuraverse.learn.board import Board
+from neuraverse.learn.denormals import flush_denormals
 from neuraverse.learn.envs import TorchEnv, make_env
 from neuraverse.learn.evaluation import Scored, check_sizes, evaluate, note_of, scored_of
 from neuraverse.learn.policy import ActorCritic
@@ -138,16 +139,13 @@ class Trainer:
             StorageError: A checkpoint could not be written; the one before is still there.
         """
         total = self.recipe.ppo.total_steps if total_steps is None else total_steps
-        with self._threads():
+        with flush_denormals(), self._threads():
             return self._fit(total, on_progress)
 
     @contextlib.contextmanager
     def _threads(self) -> Iterator[None]:
         """Share the CPUs between actor and critic instead of splitting every small product among them."""
         before = torch.get_num_threads()
-        # Denormal activations would slow every product down; elsewhere in the process they keep a meaning.
-        flushed = float(torch.full((), 1e-310, dtype=torch.float64) * 1.0) == 0.0
-        torch.set_flush_denormal(True)
         self.ppo.use_threads(before)
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, before // 2))
@@ -155,7 +153,6 @@ class Trainer:
             yield
         finally:
             torch.set_num_threads(before)
-            torch.set_flush_denormal(flushed)
             self.ppo.use_threads(1)
 
     def _fit(self, total: int, on_progress: Callable[[Progress], object] | None) -> Result:
