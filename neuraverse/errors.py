@@ -15,6 +15,7 @@
     ├── ObservationError      an observation or action does not fit the interface       (exit 1)
     ├── RegistryError         the registry answered, and said no                        (exit 1)
     │   ├── NotFoundError     it has no such thing
+    │   ├── RevokedError      its publisher took it back: stop using it
     │   └── ConflictError     the name and version are taken by other bytes
     ├── NetworkError          the registry could not be asked; asking again may work    (exit 1)
     ├── StorageError          a disk is full, read-only or gone                         (exit 1)
@@ -43,6 +44,7 @@ __all__ = [
     "NotFoundError",
     "ObservationError",
     "RegistryError",
+    "RevokedError",
     "SignatureError",
     "StorageError",
     "TrainingError",
@@ -179,6 +181,10 @@ class RegistryError(NeuraverseError):
 
 class NotFoundError(RegistryError):
     """The registry has no such skill, version, alias or blob."""
+
+
+class RevokedError(RegistryError):
+    """The skill was revoked by its publisher; whoever runs it must leave it."""
 
 
 class ConflictError(RegistryError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from neuraverse.errors import WeightsError
@@ -18,6 +19,9 @@ MAX_NODES = 1000
 MAX_PARTS = 1 << 18
 """Fields and bytes of number lists in a file; weights are raw bytes and count as one."""
 MAX_DIMENSIONS = 8
+MIN_OPSET, MAX_OPSET = 13, 26
+"""What onnxruntime 1.20 and later run alike."""
+_FLOAT = 1  # TensorProto.DataType
 OPERATORS = frozenset(
     """
     Abs Acos Add And ArgMax Asin Atan Cast Ceil Celu Clip Concat Constant Cos Cosh Div Elu Equal Erf Exp
@@ -40,12 +44,24 @@ _TYPES = {
 _NUMBERS = {"float": 2, "double": 1, "int64": 3, "int32": 5}  # FieldDescriptorProto.Type
 # The part of onnx.proto that matters here, message -> (field, number, type, repeated); the rest is skipped.
 _SCHEMA = {
-    "Model": [("graph", 7, "Graph", False), ("functions", 25, "bytes", True)],
+    "Model": [
+        ("graph", 7, "Graph", False),
+        ("opset_import", 8, "Opset", True),
+        ("functions", 25, "bytes", True),
+    ],
+    "Opset": [("domain", 1, "bytes", False), ("version", 2, "int64", False)],
     "Graph": [
         ("node", 1, "Node", True),
         ("initializer", 5, "Tensor", True),
+        ("input", 11, "Port", True),
+        ("output", 12, "Port", True),
         ("sparse_initializer", 15, "bytes", True),
     ],
+    "Port": [("name", 1, "bytes", False), ("type", 2, "Type", False)],
+    "Type": [("tensor_type", 1, "TensorType", False)],
+    "TensorType": [("elem_type", 1, "int32", False), ("shape", 2, "Shape", False)],
+    "Shape": [("dim", 1, "Dim", True)],
+    "Dim": [("dim_value", 1, "int64", False), ("dim_param", 2, "bytes", False)],
     "Node": [
         ("op_type", 4, "bytes", False),
         ("attribute", 5, "Attribute", True),
@@ -77,15 +93,24 @@ _SCHEMA = {
 }
 
 
-def check_graph(data: bytes, label: str = "policy.onnx") -> None:
-    """Check an ONNX file of a policy.
+def check_graph(
+    data: bytes,
+    label: str = "policy.onnx",
+    *,
+    inputs: Mapping[str, tuple[int, ...]] | None = None,
+    outputs: Mapping[str, tuple[int, ...]] | None = None,
+) -> None:
+    """Check an ONNX file of a policy; nothing is run.
 
     Args:
         data: The file's bytes.
         label: How messages call it.
+        inputs: The shape of each input that it must have, without the batch axis; None asks nothing.
+        outputs: The same for outputs.
 
     Raises:
-        WeightsError: Too large, malformed, not plain arithmetic, or a constant is not finite.
+        WeightsError: Too large, malformed, not plain arithmetic, of another opset, a constant is not finite,
+            or inputs or outputs are others.
     """
     if len(data) > MAX_GRAPH_BYTES:
         raise WeightsError(f"{label} has {len(data)} bytes; at most {MAX_GRAPH_BYTES} are allowed")
@@ -107,6 +132,35 @@ def check_graph(data: bytes, label: str = "policy.onnx") -> None:
         _check_node(node, label)
     for tensor in graph.initializer:
         _check_tensor(tensor, label)
+    for opset in model.opset_import:
+        if _text(opset.domain) in ("", "ai.onnx") and not MIN_OPSET <= opset.version <= MAX_OPSET:
+            raise WeightsError(
+                f"{label} is of opset {opset.version}; {MIN_OPSET} to {MAX_OPSET} are allowed",
+                remedy="export the policy with an opset in between",
+            )
+    for kind, ports, wanted in (("input", graph.input, inputs), ("output", graph.output, outputs)):
+        if wanted is not None:
+            _check_ports(kind, ports, wanted, label)
+
+
+def _check_ports(kind: str, ports: Any, wanted: Mapping[str, tuple[int, ...]], label: str) -> None:
+    """Names, types and shapes, as `policy.Policy.load` finds them in onnxruntime."""
+    found = {_text(port.name): port.type.tensor_type for port in ports}
+    if len(found) != len(ports):
+        raise WeightsError(f"{label} has two {kind}s of one name")
+    for name, shape in wanted.items():
+        port = found.pop(name, None)
+        if port is None:
+            raise WeightsError(f"{label} has no {kind} {name}, which the interface needs")
+        if port.elem_type != _FLOAT:
+            raise WeightsError(f"{label}: {kind} {name} is of type {port.elem_type}, not {_FLOAT} (float)")
+        sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in port.shape.dim]
+        if not sizes or sizes[0] is not None or tuple(sizes[1:]) != shape:
+            raise WeightsError(
+                f"{label}: {kind} {name} has shape {sizes}; the interface needs {['N', *shape]}"
+            )
+    if found:
+        raise WeightsError(f"{label} has the {kind} {min(found)}, which the interface does not name")
 
 
 def _count(data: memoryview, message: str, left: int, label: str) -> int:

@@ -13,7 +13,10 @@ import pytest
 import neuraverse
 
 ROOT = Path(__file__).parents[1]
-CORE = ["errors", "interface", "storage", "tensors", "graph", "policy", "manifest", "skill", "keys", "trust"]
+CORE = [
+    *("errors", "interface", "storage", "tensors", "graph", "policy", "manifest", "versions", "archive"),
+    *("skill", "keys", "statement", "trust"),
+]
 CHAIN = [*CORE, "client", "runtime", "cli"]
 """Each may import only what stands to its left."""
 
@@ -35,6 +38,11 @@ HOME_OF = {
     "starlette": {"registry"},
     "sqlalchemy": {"registry"},
     "uvicorn": {"registry"},
+    "alembic": {"registry"},
+    "asyncpg": {"registry"},
+    "obstore": {"registry"},
+    "prometheus_client": {"registry"},
+    "pydantic_settings": {"registry"},
     "mujoco": {"sim"},
     "mjbatch": {"sim"},
     "ray": {"fleet"},

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from neuraverse.cli import learn, publish, receive, use
+from neuraverse.cli import learn, operate, publish, receive, use
 from neuraverse.cli.demo import demo
 from neuraverse.cli.failures import INTERRUPTED, told
 from neuraverse.cli.options import LEARN, example
@@ -19,8 +19,9 @@ from neuraverse.cli.output import note
 
 STORY = (
     *("demo", "train", "fine-tune", "eval", "recipes", "envs"),
-    *("keys", "publish", "alias", "serve"),
-    *("search", "show", "watch", "pull", "verify"),
+    *("keys", "publish", "alias", "yank", "unyank", "revoke", "deprecate"),
+    *("serve", "registry"),
+    *("search", "show", "lineage", "diff", "watch", "pull", "verify", "cache"),
     *("run", "robots", "version"),
 )
 _DEBUG = "--debug"
@@ -111,7 +112,7 @@ def story(
         raise typer.Exit
 
 
-for room in (learn, publish, receive, use):
+for room in (learn, publish, operate, receive, use):
     room.add_to(app)
 app.command(
     "demo",

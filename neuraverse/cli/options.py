@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-LEARN, PUBLISH, RECEIVE, USE = "Learn", "Publish", "Receive", "Use"
+LEARN, PUBLISH, OPERATE = "Learn", "Publish", "Operate"
+RECEIVE, USE = "Receive", "Use"
 """The panels of ``neuraverse --help``, in the order of the story."""
 
 Ref = Annotated[

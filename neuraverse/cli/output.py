@@ -114,6 +114,18 @@ def transfer(text: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+@contextlib.contextmanager
+def steps(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr for things that are counted; yields what is called with those done and in total."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = console_on(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(printable(text), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def score_words(score: Score | None) -> str:
     """A success rate, its lower bound and the number of episodes; empty without a score."""
     if score is None:

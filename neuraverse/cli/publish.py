@@ -1,4 +1,4 @@
-"""Publish: keys, publish, alias, serve."""
+"""Publish: keys, publish, and what is said of a skill afterwards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from neuraverse.cli import options
 from neuraverse.cli.options import PUBLISH, example
-from neuraverse.cli.output import Out, note, transfer
+from neuraverse.cli.output import Out, transfer
 
 Name = Annotated[str, typer.Argument(metavar="ORG/SKILL", help="The skill.", show_default=False)]
 
@@ -30,9 +30,6 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(
         alias, name="alias", rich_help_panel=PUBLISH, help="Let a name such as 'stable' mean a version."
     )
-    app.command(
-        "serve", rich_help_panel=PUBLISH, epilog=example("neuraverse serve --data registry --port 8420")
-    )(serve)
 
 
 def _group() -> None:
@@ -121,36 +118,3 @@ def set_alias(
         client.set_alias(name, alias, version)
     out.line(f"{name}@{alias} now means {name}@{version}")
     out.json({"name": name, "alias": alias, "version": version})
-
-
-def serve(
-    data: Annotated[
-        Path, typer.Option("--data", metavar="DIR", help="Folder of the registry; made if missing.")
-    ],
-    host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on; 0.0.0.0 for all.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", metavar="N", help="Port to listen on; 0 takes a free one.")
-    ] = 8420,
-    ready_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--ready-file",
-            metavar="FILE",
-            help="Gets the address as JSON once it answers; removed at the end.",
-        ),
-    ] = None,
-) -> None:
-    """Host a registry until Ctrl-C.
-
-    Whoever reaches its address may publish under a name that is free, and move aliases; so let only those
-    reach it whom you know. Robots trust keys, not the server.
-    """
-    from neuraverse.registry import serve as run
-
-    def ready(url: str) -> None:
-        print(f"neuraverse registry ready at {url}", flush=True)
-        note(f"publish to it with: neuraverse publish PATH --registry {url}")
-
-    run(data, host, port, ready_file=ready_file, on_ready=ready)

@@ -7,19 +7,22 @@ anything, and no weight is read of a skill that is not signed by a trusted key o
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from neuraverse.client.cache import Cache
 from neuraverse.client.download import Progress
+from neuraverse.client.memory import Memory
 from neuraverse.client.publishing import publish
 from neuraverse.client.pulling import Pull, fetch_manifest, open_local
 from neuraverse.client.refs import Event, Ref, Resolved, Summary, is_path, resolved_of
 from neuraverse.client.transport import Transport
 from neuraverse.client.watching import watch
-from neuraverse.errors import IntegrityError, NetworkError
+from neuraverse.errors import IntegrityError, ManifestError, NetworkError, UsageError
 
 if TYPE_CHECKING:
     import httpx
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from neuraverse.interface import Offer
     from neuraverse.skill import Skill
     from neuraverse.trust import KeyStore
+
+log = logging.getLogger("neuraverse.client")
 
 
 class Client:
@@ -56,6 +61,7 @@ class Client:
         self.keys: KeyStore = KeyStore(home)
         self.home: Path = self.keys.home
         self._cache = Cache(self.home)
+        self._memory = Memory(home=self.home, registry=self._transport.url)
 
     @property
     def url(self) -> str:
@@ -107,8 +113,10 @@ class Client:
 
             manifest = SkillManifest.parse(self.manifest(wanted.digest))
             return Resolved(name=manifest.name, version=manifest.version, digest=wanted.digest)
-        answer = self._transport.json("GET", f"/v1/skills/{wanted.name}/{wanted.which}")
+        answer = self._transport.json("GET", wanted.path)
         found = resolved_of(answer)
+        for text in found.warnings:
+            log.warning("%s", text)
         if found.name != wanted.name or (wanted.is_exact and found.version != wanted.which):
             raise IntegrityError(f"the registry answered {wanted} with {found.ref}", remedy="do not trust it")
         return found
@@ -142,22 +150,26 @@ class Client:
         offer: Offer | None = None,
         trust: KeyStore | None = None,
         progress: Progress | None = None,
+        offline: bool = False,
     ) -> Skill:
         """A skill on this machine: whole, signed by a trusted key, and fit for the robot.
 
         What is in the cache is not downloaded again, but checked again. A pull that was cut goes on where it
-        was. Pulls in other processes do not disturb this one.
+        was. Pulls in other processes do not disturb this one. When the registry cannot be asked, a reference
+        means what it meant before, and a warning is logged.
 
         Args:
-            ref: ``org/skill``, ``org/skill@1.0.0``, ``org/skill@alias``, ``sha256:<hex>``, a local
-                folder, or what `resolve` gave.
+            ref: ``org/skill``, ``org/skill@1.0.0``, ``org/skill@^1.2``, ``org/skill@alias``,
+                ``sha256:<hex>``, a local folder, or what `resolve` gave.
             offer: What the robot can supply; None skips the question.
             trust: Keys to accept; those of `home` if not given.
             progress: Called with bytes done and bytes in total.
+            offline: Ask no network; the reference means what it meant before.
 
         Raises:
             UsageError: The reference is malformed.
             NotFoundError: There is no such skill.
+            RevokedError: Its publisher took it back.
             NetworkError: The registry could not be asked; a retry may work and goes on.
             ContentError: What it sent is wrong, unsigned, or signed by a key that is not trusted.
             IncompatibleError: The skill does not fit the robot; its weights were not loaded.
@@ -166,14 +178,15 @@ class Client:
         keys = trust or self.keys
         if isinstance(ref, str) and is_path(ref):
             return open_local(Path(ref).expanduser(), offer, keys)
-        found = ref if isinstance(ref, Resolved) else self._settle(ref)
-        return Pull(self._transport, self._cache, keys, offer, progress).run(found)
-
-    def _settle(self, ref: str | Ref) -> Resolved:
-        """What a reference means; for a digest that is in the cache, without asking the registry."""
+        pull = Pull(self._transport, self._cache, self._memory, keys, offer, progress)
+        if isinstance(ref, Resolved):
+            return pull.settled(ref)
         wanted = Ref.parse(ref) if isinstance(ref, str) else ref
-        held = self._cache.name_of(wanted.digest) if wanted.digest else None
-        return held or self.resolve(wanted)
+        if offline:
+            return pull.offline(wanted)
+        if wanted.digest:  # a digest that is in the cache needs no registry
+            return pull.settled(self._cache.name_of(wanted.digest) or self.resolve(wanted))
+        return pull.named(wanted)
 
     def publish(
         self, path: Path | str, *, key: str = "default", progress: Progress | None = None
@@ -196,17 +209,89 @@ class Client:
         """
         return publish(self._transport, self.keys, Path(path), key, progress)
 
-    def set_alias(self, name: str, alias: str, version: str) -> None:
-        """Point an alias at a version.
+    def describe(self, name: str) -> dict[str, Any]:
+        """Versions and their states, aliases, deprecation and serial number of a skill.
 
         Raises:
-            NotFoundError: There is no such version.
-            RegistryError: The alias is malformed or reserved.
+            NotFoundError: There is no such skill.
             NetworkError: The registry could not be asked.
         """
-        name = Ref.parse(name).name
-        path = f"/v1/skills/{name}/aliases/{Ref.parse(f'{name}@{alias}').which}"
-        self._transport.json("PUT", path, json={"version": version})
+        return self._transport.json("GET", f"/v1/skills/{Ref.parse(name).name}")
+
+    def lineage(self, ref: str) -> dict[str, Any]:
+        """Ancestors and descendants of a skill: ``root``, ``nodes`` and ``edges`` from parent to child.
+
+        Raises:
+            NotFoundError: There is no such skill.
+            NetworkError: The registry could not be asked.
+        """
+        return self._transport.json("GET", f"{self._by_name(ref).path}/lineage")
+
+    def diff(self, name: str, old: str, new: str) -> dict[str, Any]:
+        """What differs between two versions: interface, evaluation, training and files, field by field.
+
+        Raises:
+            NotFoundError: There is no such skill or version.
+            NetworkError: The registry could not be asked.
+        """
+        path = f"/v1/skills/{Ref.parse(name).name}/diff"
+        return self._transport.json("GET", path, params={"from": old, "to": new})
+
+    def alias_history(self, name: str, alias: str) -> dict[str, Any]:
+        """What an alias means and its ``moves``, the newest first: when, and signed by whom.
+
+        Raises:
+            NotFoundError: There never was such an alias.
+            NetworkError: The registry could not be asked.
+        """
+        return self._transport.json("GET", f"/v1/skills/{Ref.parse(name).name}/aliases/{_slug(alias)}")
+
+    def state(self, name: str, action: str, *, key: str = "default", **fields: str) -> int:
+        """Sign and send a statement about a skill.
+
+        Args:
+            name: ``org/skill``.
+            action: ``alias``, ``unalias``, ``yank``, ``unyank``, ``revoke``, ``deprecate``, ``undeprecate``.
+            key: Name of the own key that signs; one that the organisation publishes with.
+            fields: What the action needs: see `neuraverse.statement`.
+
+        Returns:
+            The id of the event.
+
+        Raises:
+            UsageError: The statement is malformed.
+            UnknownNameError: There is no such key.
+            NotFoundError: There is no such skill, version or alias.
+            ConflictError: Something else changed in between, or the change cannot be.
+            RegistryError: The key is not one of the organisation.
+            NetworkError: The registry could not be asked.
+        """
+        from neuraverse import statement
+
+        private, now = self.keys.private_key_path(key), self.describe(name)
+        said = {"registry": now.get("registry"), "name": Ref.parse(name).name, "action": action, **fields}
+        try:
+            text = statement.build(serial=int(now.get("serial", 0)) + 1, **said)
+        except ManifestError as error:
+            raise UsageError(error.message) from error
+        body = {
+            "statement": text,
+            "signature": statement.sign(text, private),
+            "key": self.keys.public_key(key).fingerprint,
+        }
+        answer = self._transport.json("POST", f"/v1/skills/{Ref.parse(name).name}/statements", json=body)
+        return int(answer.get("event", 0))
+
+    def set_alias(self, name: str, alias: str, version: str, *, key: str = "default") -> None:
+        """Point an alias at a version; see `state` for the errors."""
+        self.state(name, "alias", key=key, alias=alias, version=version)
+
+    @staticmethod
+    def _by_name(ref: str) -> Ref:
+        wanted = Ref.parse(ref)
+        if wanted.digest:
+            raise UsageError(f"{ref} is a digest", remedy="write org/skill, or org/skill@version")
+        return wanted
 
     def cursor(self) -> int:
         """Where the event feed stands now; `watch` and `events` from here miss nothing that comes later."""
@@ -241,3 +326,11 @@ class Client:
         """
         start = self.cursor() if after is None else after
         return watch(self._transport, self._events, start, name, stop)
+
+
+def _slug(alias: str) -> str:
+    if not re.fullmatch("[a-z][a-z0-9-]{0,63}", alias):
+        raise UsageError(
+            f"{alias[:100]!r} is no name for an alias", remedy="use lower-case letters, digits and hyphens"
+        )
+    return alias

@@ -112,7 +112,7 @@ class _Download:
     def _once(self) -> None:
         headers = {"Range": f"bytes={self._have}-", "If-Range": f'"{self._sha256}"'} if self._have else {}
         path = f"/v1/blobs/{self._sha256}"
-        with self._transport.stream("GET", path, headers=headers, ok=(200, 206, 416)) as response:
+        with self._transport.blob(path, headers, (200, 206, 416)) as response:
             if response.status_code == 416:
                 self._restart()
                 raise NetworkError(f"the registry refused to go on with the blob {self._sha256}")

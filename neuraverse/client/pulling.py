@@ -1,22 +1,38 @@
-"""One skill from a registry into the cache, refused as early as anything is wrong with it."""
+"""One skill from a registry into the cache, refused as early as anything is wrong with it.
+
+A small skill comes whole in one answer, an archive; a large one file by file, each of which goes on where it
+was cut. Either way the manifest comes first: signature, trust and interface are checked before any file.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neuraverse.client.cache import Cache
 from neuraverse.client.download import Progress, fetch
-from neuraverse.client.refs import Resolved
+from neuraverse.client.memory import Memory
+from neuraverse.client.refs import Ref, Resolved
 from neuraverse.client.transport import Transport
-from neuraverse.errors import ContentError, IncompatibleError, IntegrityError
+from neuraverse.errors import ContentError, IncompatibleError, IntegrityError, NetworkError, RevokedError
 from neuraverse.storage import disk_errors, new_folder
 
 if TYPE_CHECKING:
+    import httpx
+
+    from neuraverse.archive import Reader
     from neuraverse.interface import Offer
     from neuraverse.manifest import SkillManifest
     from neuraverse.skill import Skill
     from neuraverse.trust import KeyStore
+
+log = logging.getLogger("neuraverse.client")
+ARCHIVE_BYTES = 8 << 20  # a skill whose files are larger than this in all comes file by file
 
 
 class Pull:
@@ -25,6 +41,7 @@ class Pull:
     Args:
         transport: The registry.
         cache: Where skills are kept.
+        memory: What references meant before.
         keys: Keys to accept.
         offer: What the robot can supply; None skips the question.
         progress: Called with bytes done and bytes in total.
@@ -34,22 +51,64 @@ class Pull:
         self,
         transport: Transport,
         cache: Cache,
+        memory: Memory,
         keys: KeyStore,
         offer: Offer | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._transport = transport
         self._cache = cache
+        self._memory = memory
         self._keys = keys
         self._offer = offer
         self._progress = progress
 
-    def run(self, found: Resolved) -> Skill:
-        """The skill, from the cache or else from the registry; see `Client.pull` for the errors."""
+    def named(self, ref: Ref) -> Skill:
+        """What a reference by name means now; what it meant before, if the registry cannot be asked.
+
+        See `Client.pull` for the errors.
+        """
+        held = self._memory.recall(ref)
+        if held is not None and not self._cache.skill(held.digest).exists():
+            held = None
+        try:
+            return self._archive(ref, held)
+        except NetworkError as error:
+            if held is None:
+                raise
+            log.warning("%s - going on with %s, which it meant before", error, held.ref)
+            return self.offline(ref)
+        except RevokedError:
+            self._memory.forget(ref)
+            raise
+
+    def offline(self, ref: Ref) -> Skill:
+        """What a reference meant when the registry was last asked, from the cache alone.
+
+        Raises:
+            NetworkError: It is not in the cache, whole and trusted.
+            IncompatibleError: It does not fit the robot.
+        """
+        held = self._cache.name_of(ref.digest) if ref.digest else self._memory.recall(ref)
+        if held is not None:
+            with self._alone(held):
+                skill = self._cached(held)
+            if skill is not None:
+                return skill
+        raise NetworkError(f"{ref} is not in the cache", remedy="pull it when the registry can be reached")
+
+    def settled(self, found: Resolved) -> Skill:
+        """A skill by its digest, from the cache or else file by file; see `Client.pull` for the errors."""
+        with self._alone(found):
+            return self._cached(found) or self._download(found)
+
+    @contextlib.contextmanager
+    def _alone(self, found: Resolved) -> Iterator[None]:
+        """Among all that pull this skill."""
         name = f"skill-{found.digest.removeprefix('sha256:')}"
         with self._cache.working_on(name):
             try:
-                return self._cached(found) or self._download(found)
+                yield
             finally:
                 self._cache.drop(name)
 
@@ -68,6 +127,103 @@ class Pull:
         except ContentError:  # changed on the disk, or not trusted any more: the registry's copy will tell
             return None
         return skill
+
+    def _archive(self, ref: Ref, held: Resolved | None) -> Skill:
+        """Ask for all of it at once; what is in the cache is not sent again."""
+        headers = {} if held is None else {"If-None-Match": f'"{held.digest.removeprefix("sha256:")}-tar"'}
+        with self._transport.stream("GET", f"{ref.path}/archive", headers=headers, ok=(200, 304)) as answer:
+            _warn(answer)
+            if answer.status_code == 304:
+                if held is None:
+                    raise NetworkError(f"{self._transport.url} says that {ref} is here, which it is not")
+                found = held
+            else:
+                found, skill = self._take(ref, answer)
+                if skill is not None:
+                    return skill
+        skill = self.settled(found)  # large, or in the cache already, or spoilt there
+        self._memory.remember(ref, found)
+        return skill
+
+    def _take(self, ref: Ref, answer: httpx.Response) -> tuple[Resolved, Skill | None]:
+        """Take the archive apart; None instead of the skill if it is better fetched file by file."""
+        from neuraverse.archive import Reader
+        from neuraverse.manifest import BLOBS, MAX_FILE_BYTES
+        from neuraverse.skill import MANIFEST, SIGNATURE
+
+        order = (MANIFEST, SIGNATURE, *BLOBS)
+        reader = Reader(answer.iter_raw(), order, limit=MAX_FILE_BYTES)
+        members = reader.members()
+        data, signature = (self._document(reader, *next(members)) for _ in range(2))
+        found, manifest = self._meant(ref, data, answer)
+        self._memory.remember(ref, found)
+        self._admit(data, signature, found)
+        total = sum(entry.size for entry in manifest.files.values())
+        if total > ARCHIVE_BYTES or self._cache.skill(found.digest).exists():
+            return found, None
+        with self._alone(found):
+            if self._cache.skill(found.digest).exists():  # another process brought it meanwhile
+                return found, None
+            return found, self._write(found, manifest, data, signature, reader, members, total)
+
+    def _document(self, reader: Reader, name: str, size: int) -> bytes:
+        from neuraverse.manifest import MAX_MANIFEST_BYTES
+        from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES
+
+        limit = MAX_MANIFEST_BYTES if name == MANIFEST else MAX_SIGNATURE_BYTES
+        if size > limit:
+            raise IntegrityError(f"the registry sends {size} bytes for {name}; at most {limit} are allowed")
+        return reader.data()
+
+    def _meant(self, ref: Ref, data: bytes, answer: httpx.Response) -> tuple[Resolved, SkillManifest]:
+        """What the registry answers a reference with, if it can be that."""
+        from neuraverse.manifest import SkillManifest, digest_of
+        from neuraverse.versions import parse_range
+
+        manifest, digest = SkillManifest.parse(data), digest_of(data)
+        said = answer.headers.get("neuraverse-digest")
+        wrong = manifest.name != ref.name or said != digest
+        if ref.is_exact:
+            wrong = wrong or manifest.version != ref.which
+        elif not ref.which[:1].isalpha():
+            wrong = wrong or not parse_range(ref.which).allows(manifest.version)
+        if wrong:
+            raise IntegrityError(
+                f"the registry answered {ref} with {manifest.ref} ({digest})", remedy="do not trust it"
+            )
+        return Resolved(name=manifest.name, version=manifest.version, digest=digest), manifest
+
+    def _write(
+        self,
+        found: Resolved,
+        manifest: SkillManifest,
+        data: bytes,
+        signature: bytes,
+        reader: Reader,
+        members: Iterator[tuple[str, int]],
+        total: int,
+    ) -> Skill:
+        from neuraverse.skill import MANIFEST, SIGNATURE, Skill
+
+        target, done = self._cache.skill(found.digest), 0
+        with new_folder(target) as folder:
+            for name, size in members:
+                entry = manifest.files[name]  # type: ignore[index]
+                if size != entry.size:
+                    raise _other_bytes(name)
+                content = reader.data()
+                if hashlib.sha256(content).hexdigest() != entry.sha256:
+                    raise _other_bytes(name)
+                with disk_errors("write", target):
+                    (folder / name).write_bytes(content)
+                done += size
+                if self._progress is not None:
+                    self._progress(done, total)
+            with disk_errors("write", target):
+                (folder / MANIFEST).write_bytes(data)
+                (folder / SIGNATURE).write_bytes(signature)
+            Skill.open(folder)  # every byte once more, as it lies on the disk
+        return Skill(target, data)
 
     def _download(self, found: Resolved) -> Skill:
         from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE, Skill
@@ -151,3 +307,18 @@ def _fit(manifest: SkillManifest, offer: Offer | None) -> None:
             problems=problems,
             remedy="choose a skill whose interface the robot can supply",
         )
+
+
+def _warn(answer: httpx.Response) -> None:
+    """Pass on what the publisher wants to be known."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(answer.headers.get("neuraverse-warnings", "[]"))
+        for text in found[:10] if isinstance(found, list) else ():
+            log.warning("%s", str(text)[:1000])
+
+
+def _other_bytes(name: str) -> IntegrityError:
+    return IntegrityError(
+        f"the registry sent other bytes for {name} than the manifest lists",
+        remedy="do not trust this registry; ask its operator to check its disk",
+    )

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 from neuraverse.errors import NetworkError, UsageError
 
 LATEST = "latest"
+_WHICH = r"[0-9A-Za-z.,<>=^~* -]{1,128}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,7 @@ class Ref:
 
     Attributes:
         name: ``org/skill``; empty if `digest` says it all.
-        which: Version or alias.
+        which: Version, range or alias.
         digest: ``sha256:<hex>``, or empty.
     """
 
@@ -29,27 +31,36 @@ class Ref:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``org/skill``, ``org/skill@1.0.0``, ``org/skill@alias`` or ``sha256:<hex>``.
+        """Read ``org/skill``, ``org/skill@1.0.0``, ``org/skill@^1.2``, ``org/skill@alias``, ``sha256:<hex>``.
 
         Raises:
             UsageError: It is none of these.
         """
         from neuraverse.manifest import DIGEST_PATTERN, NAME_PATTERN
 
+        text = text.strip()
         if re.fullmatch(DIGEST_PATTERN, text):
             return cls(digest=text)
         name, at, which = text.partition("@")
-        if not re.fullmatch(NAME_PATTERN, name) or (at and not re.fullmatch("[0-9A-Za-z.-]{1,64}", which)):
+        if not re.fullmatch(NAME_PATTERN, name) or (at and not re.fullmatch(_WHICH, which)):
             raise UsageError(
                 f"{text[:200]!r} names no skill",
-                remedy="write org/skill, org/skill@1.0.0, org/skill@alias or sha256:<64 hexadecimal digits>",
+                remedy="write org/skill, org/skill@1.0.0, org/skill@^1.2, org/skill@alias or sha256:<64 "
+                "hexadecimal digits>",
             )
         return cls(name=name, which=which or LATEST)
 
     @property
     def is_exact(self) -> bool:
-        """Whether it names a version, which never changes, and no alias."""
-        return self.which[:1].isdigit()
+        """Whether it names a version, which never changes, and no range or alias."""
+        from neuraverse.manifest import VERSION_PATTERN
+
+        return re.fullmatch(VERSION_PATTERN, self.which) is not None
+
+    @property
+    def path(self) -> str:
+        """Path of it below a registry's address."""
+        return f"/v1/skills/{self.name}/{quote(self.which, safe='')}"
 
     def __str__(self) -> str:
         return self.digest or f"{self.name}@{self.which}"
@@ -67,11 +78,16 @@ def is_path(text: str | Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """One skill, settled: name and version for people, digest for machines."""
+    """One skill, settled: name and version for people, digest for machines.
+
+    Attributes:
+        warnings: What its publisher wants to be known: that it was yanked, or that the skill is deprecated.
+    """
 
     name: str
     version: str
     digest: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def ref(self) -> str:
@@ -128,7 +144,8 @@ class Event:
 
     Attributes:
         id: Its place in the order, and the cursor behind it.
-        type: ``published``, ``alias``, or ``reset``: the registry is another or a restored one, look anew.
+        type: ``published``, ``alias``, ``unalias``, ``yanked``, ``unyanked``, ``revoked``, ``deprecated``,
+            ``undeprecated``; or ``reset``: the registry is another or a restored one, look anew.
         name: ``org/skill``.
         version: The version that was published or that the alias now means.
         digest: ``sha256:<hex>`` of that version.
@@ -137,6 +154,8 @@ class Event:
         interface: Digest of the interface, if published.
         alias: The alias that moved.
         previous: The version that it meant before, if any.
+        reason: Why a version was yanked or revoked.
+        by: Fingerprint of the key that signed the change.
     """
 
     id: int
@@ -149,6 +168,8 @@ class Event:
     interface: str = ""
     alias: str = ""
     previous: str = ""
+    reason: str = ""
+    by: str = ""
 
     @classmethod
     def of(cls, plain: object) -> Self:
@@ -165,7 +186,7 @@ class Event:
         if not isinstance(parents, list | tuple) or not all(isinstance(p, str) for p in parents):
             raise NetworkError(f"the registry sent event {number} with malformed parents")
         texts = {k: _text(fields, k) for k in ("type", "name", "version", "digest", "at")}
-        optional = {k: fields.get(k) for k in ("interface", "alias", "previous")}
+        optional = {k: fields.get(k) for k in ("interface", "alias", "previous", "reason", "by")}
         extra = {k: v for k, v in optional.items() if isinstance(v, str)}
         return cls(id=number, parents=tuple(parents), **texts, **extra)
 
@@ -199,7 +220,13 @@ def resolved_of(plain: object) -> Resolved:
     from neuraverse.manifest import DIGEST_PATTERN
 
     fields = _fields(plain)
-    found = Resolved(**{k: _text(fields, k) for k in ("name", "version", "digest")})
+    warnings = fields.get("warnings") or ()
+    if not isinstance(warnings, list | tuple) or not all(isinstance(w, str) for w in warnings):
+        raise NetworkError("the registry's answer is malformed: 'warnings' is no list of texts")
+    found = Resolved(
+        **{k: _text(fields, k) for k in ("name", "version", "digest")},
+        warnings=tuple(w[:1000] for w in warnings[:10]),
+    )
     if not re.fullmatch(DIGEST_PATTERN, found.digest):
         raise NetworkError(f"the registry's answer is malformed: {found.digest[:100]!r} is no digest")
     return found

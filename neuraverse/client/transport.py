@@ -19,6 +19,7 @@ from neuraverse.errors import (
     NeuraverseError,
     NotFoundError,
     RegistryError,
+    RevokedError,
     UsageError,
 )
 
@@ -97,22 +98,55 @@ class Transport:
             NetworkError: It could not be asked, or something else than a registry answered.
             RegistryError: It refused.
         """
+        with self._ask(
+            method, self.url + path, {**self._headers, **(headers or {})}, read_s, request
+        ) as found:
+            if found.status_code not in ok:
+                raise self._refusal(found)
+            yield found
+
+    @contextlib.contextmanager
+    def blob(self, path: str, headers: Mapping[str, str], ok: tuple[int, ...]) -> Iterator[httpx.Response]:
+        """As `stream`, for a blob, which may lie in an object store: one redirect is followed.
+
+        What is there is asked for without our token, and never without TLS if the registry has it. Whatever
+        comes is hashed, so that it does not matter who sends it.
+        """
+        with self.stream("GET", path, headers=headers, ok=(*ok, 307)) as found:
+            if found.status_code != 307:
+                yield found
+                return
+            elsewhere = found.headers.get("location", "")
+        secure = self.url.startswith("https:")
+        if not elsewhere.startswith(("https://",) if secure else ("https://", "http://")):
+            raise self._stranger(f"it sent us to {elsewhere[:100]!r} for {path}")
+        plain = {k: v for k, v in {**self._headers, **headers}.items() if k != "Authorization"}
+        with self._ask("GET", elsewhere, plain, None, {}) as found:
+            if found.status_code not in ok:
+                raise NetworkError(
+                    f"the object store of {self.url} answered with status {found.status_code}",
+                    remedy="try again later",
+                )
+            yield found
+
+    @contextlib.contextmanager
+    def _ask(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        read_s: float | None,
+        request: Mapping[str, Any],
+    ) -> Iterator[httpx.Response]:
         import httpx
 
         silence_s = READ_S if read_s is None else read_s
         timeout = httpx.Timeout(READ_S, connect=CONNECT_S, read=silence_s)
         with self._failures(silence_s):
             asked = self._http.stream(
-                method,
-                self.url + path,
-                headers={**self._headers, **(headers or {})},
-                timeout=timeout,
-                follow_redirects=False,
-                **request,
+                method, url, headers=dict(headers), timeout=timeout, follow_redirects=False, **request
             )
             with asked as response:
-                if response.status_code not in ok:
-                    raise self._refusal(response)
                 yield response
 
     def read(self, response: httpx.Response, limit: int, what: str) -> bytes:
@@ -186,7 +220,7 @@ class Transport:
         detail, remedy = str(problem.get("detail", ""))[:2000], str(problem.get("remedy", ""))[:2000]
         if status in _RETRY_STATUS:
             return NetworkError(f"{self.url}: {detail}", remedy=remedy or "try again later")
-        kind = {404: NotFoundError, 409: ConflictError}.get(status, RegistryError)
+        kind = {404: NotFoundError, 409: ConflictError, 410: RevokedError}.get(status, RegistryError)
         return kind(detail, remedy=remedy)
 
     @contextlib.contextmanager

@@ -10,6 +10,7 @@ from neuraverse.errors import MissingExtraError
 
 try:
     from neuraverse.registry.app import create_app
+    from neuraverse.registry.config import Settings
     from neuraverse.registry.server import background, serve
 except ModuleNotFoundError as error:
     _missing = (error.name or "").partition(".")[0]
@@ -17,4 +18,4 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtraError(_missing, "registry", "the registry server") from error
 
-__all__ = ["background", "create_app", "serve"]
+__all__ = ["Settings", "background", "create_app", "serve"]

@@ -9,8 +9,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from neuraverse.registry.limits import BODY_BYTES_PER_S, BODY_IDLE_S, MAX_JSON_BYTES, MIB
+from neuraverse.registry.config import Settings
+from neuraverse.registry.limits import MAX_JSON_BYTES, MAX_PARCEL_BYTES, MIB
 from neuraverse.registry.problems import Problem
+
+PARCEL = "application/x-tar"
 
 
 class TooLarge(HTTPException):
@@ -26,26 +29,32 @@ class BodyLimit:
 
     Args:
         app: The application.
-        prefix: Paths that begin so may carry `prefix_bytes`; all others, `MAX_JSON_BYTES`.
-        prefix_bytes: See `prefix`.
+        settings: How large a blob may be, and how slow a body.
     """
 
-    def __init__(self, app: ASGIApp, *, prefix: str, prefix_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self._app = app
-        self._prefix = prefix
-        self._prefix_bytes = prefix_bytes
+        self._settings = settings
+
+    def _limit(self, request: Request) -> int:
+        if request.method in ("PUT", "PATCH"):  # of blobs and uploads
+            return self._settings.max_blob_bytes
+        if request.headers.get("content-type") == PARCEL:
+            return MAX_PARCEL_BYTES
+        return MAX_JSON_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._prefix_bytes if scope["path"].startswith(self._prefix) else MAX_JSON_BYTES
-        claimed = Request(scope).headers.get("content-length", "0")
+        request = Request(scope)
+        limit = self._limit(request)
+        claimed = request.headers.get("content-length", "0")
         if not claimed.isdigit() or int(claimed) > limit:
             await _refuse(TooLarge(limit), scope, receive, send)
             return
-        await self._app(scope, _bounded(receive, limit), send)
+        await self._app(scope, _bounded(receive, limit, self._settings), send)
 
 
 async def _refuse(error: HTTPException, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +62,8 @@ async def _refuse(error: HTTPException, scope: Scope, receive: Receive, send: Se
     await problem.response()(scope, receive, send)
 
 
-def _bounded(receive: Receive, limit: int) -> Receive:
+def _bounded(receive: Receive, limit: int, settings: Settings) -> Receive:
+    idle_s = settings.body_idle_s
     size = 0
     waited_s = 0.0  # for the client alone; what the server takes to store a part does not count
     whole = False
@@ -64,7 +74,7 @@ def _bounded(receive: Receive, limit: int) -> Receive:
             return await receive()
         begun = time.monotonic()
         try:
-            async with asyncio.timeout(min(BODY_IDLE_S, BODY_IDLE_S + size / BODY_BYTES_PER_S - waited_s)):
+            async with asyncio.timeout(min(idle_s, idle_s + size / settings.body_bytes_per_s - waited_s)):
                 message = await receive()
         except TimeoutError:
             raise HTTPException(408, "the body came too slowly, or not at all") from None

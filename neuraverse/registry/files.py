@@ -1,17 +1,15 @@
-"""One immutable file over HTTP: strong ETag, conditional requests, and a single byte range (RFC 9110)."""
+"""One immutable blob over HTTP: strong ETag, conditional requests, and a single byte range (RFC 9110)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 
-import anyio
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from neuraverse.registry.limits import MIB
+from neuraverse.registry.config import Settings
 from neuraverse.registry.problems import Problem
+from neuraverse.registry.vault import Blob, Vault
 
 IMMUTABLE = "public, max-age=31536000, immutable"
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -58,38 +56,31 @@ def byte_range(request: Request, digest: str, size: int) -> tuple[int, int] | No
     return start, stop
 
 
-def file_response(request: Request, path: Path, digest: str, size: int) -> Response:
-    """The file, a range of it, or 304.
+async def blob_response(request: Request, blob: Blob, vault: Vault, settings: Settings) -> Response:
+    """The blob, a range of it, 304, or where else it can be had.
 
-    Args:
-        request: Whose method and headers count.
-        path: The file.
-        digest: Hex SHA-256 of its bytes.
-        size: Its length in bytes.
+    An nginx in front is told which file to send; a client of an object store, where to fetch it.
 
     Raises:
         Problem: 416.
+        StorageError: The store fails.
     """
-    headers = immutable_headers(digest) | {"Accept-Ranges": "bytes"}
-    if not_modified(request, digest):
+    headers = immutable_headers(blob.sha256) | {"Accept-Ranges": "bytes"}
+    if not_modified(request, blob.sha256):
         return Response(status_code=304, headers=headers)
-    span = byte_range(request, digest, size)
-    start, stop = span or (0, size)
-    headers |= {"Content-Length": str(stop - start), "Content-Type": "application/octet-stream"}
+    binary = {"Content-Type": "application/octet-stream"}
+    if request.method == "GET" and settings.x_accel_prefix:
+        return Response(headers=headers | binary | {"X-Accel-Redirect": settings.x_accel_prefix + blob.key})
+    if request.method == "GET" and settings.presign:
+        url = await vault.store.url(blob.key, settings.presign_seconds)
+        if url is not None:
+            return Response(status_code=307, headers={"Location": url, "Cache-Control": "no-store"})
+    span = byte_range(request, blob.sha256, blob.size)
+    start, stop = span or (0, blob.size)
+    headers |= binary | {"Content-Length": str(stop - start)}
     if span:
-        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size}"
     status = 206 if span else 200
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers)
-    return StreamingResponse(_read(path, start, stop), status, headers)
-
-
-async def _read(path: Path, start: int, stop: int) -> AsyncIterator[bytes]:
-    async with await anyio.open_file(path, "rb") as file:
-        await file.seek(start)
-        while start < stop:
-            data = await file.read(min(MIB, stop - start))
-            if not data:
-                raise OSError(f"{path} is shorter than it was")
-            start += len(data)
-            yield data
+    return StreamingResponse(vault.store.read(blob.key, start, stop), status, headers)

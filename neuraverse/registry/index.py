@@ -1,63 +1,65 @@
-"""Questions to the database and the two things that change it: a publish and an alias."""
+"""Questions to the index. What changes it stands in `publishing` and `changes`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, func, insert, select, update
+from sqlalchemy import Row, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuraverse.manifest import SkillManifest
-from neuraverse.registry.database import (
-    Database,
+from neuraverse.errors import UsageError
+from neuraverse.manifest import VERSION_PATTERN
+from neuraverse.registry.database import Database
+from neuraverse.registry.feed import Event
+from neuraverse.registry.limits import MAX_LINEAGE, MAX_VERSIONS
+from neuraverse.registry.problems import Problem
+from neuraverse.registry.tables import (
+    ACTIVE,
+    REVOKED,
+    YANKED,
     aliases,
     events,
     lineage,
     manifests,
-    now,
     orgs,
     publisher_keys,
     skills,
     version_files,
     versions,
 )
-from neuraverse.registry.feed import Event
-from neuraverse.registry.limits import MAX_LINEAGE, MAX_VERSIONS
-from neuraverse.registry.problems import Problem
-from neuraverse.registry.versions import is_prerelease, order_key
+from neuraverse.versions import parse_range
 
 LATEST = "latest"
-_BY_ORDER = (
+ALIAS_PATTERN = "^[a-z][a-z0-9-]{0,63}$"
+BY_ORDER = (
     versions.c.prerelease,
     versions.c.order_key.desc(),
 )  # the latest first; releases before prereleases
 
 
 @dataclass(frozen=True, kw_only=True)
-class Submission:
-    """A publish whose content has been checked.
+class Whole:
+    """All of one version.
 
     Attributes:
-        manifest: What `data` says.
-        data: Exact bytes of the manifest.
-        digest: ``sha256:<hex>`` of them.
+        digest: ``sha256:<hex>`` of the manifest.
+        manifest: Its exact bytes.
         signature: Exact bytes of the signature.
-        fingerprint: Of the key that signed.
-        pem: That key.
+        files: SHA-256 of each file by name.
+        warnings: What its publisher wants to be known.
     """
 
-    manifest: SkillManifest
-    data: bytes
     digest: str
+    manifest: bytes
     signature: bytes
-    fingerprint: str
-    pem: str
+    files: dict[str, str]
+    warnings: list[str]
 
 
 class Index:
-    """The rows of the registry.
+    """The rows of the registry, to read.
 
     Args:
         database: An open database.
@@ -66,84 +68,18 @@ class Index:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def publish(self, new: Submission) -> bool:
-        """Enter a version and its event, both or neither.
-
-        Returns:
-            True if it is new, False if the same bytes were there.
-
-        Raises:
-            Problem: 403 the organisation belongs to another key, 409 the version is taken by other bytes,
-                422 a parent does not exist.
-        """
-        manifest = new.manifest
-        async with self._database.write() as db:
-            org_id = await _bind_org(db, new)
-            skill_id = await db.scalar(select(skills.c.id).where(skills.c.name == manifest.name))
-            if skill_id is None:
-                skill_id = await _add(db, skills, org_id=org_id, name=manifest.name, created_at=now())
-            here = and_(versions.c.skill_id == skill_id, versions.c.version == manifest.version)
-            taken = await db.scalar(select(versions.c.digest).where(here))
-            if taken == new.digest:
-                return False
-            if taken is not None:
-                raise Problem(
-                    409,
-                    "version-taken",
-                    f"{manifest.ref} is published already, as {taken}",
-                    remedy="a version is never reused; publish under a higher one",
-                )
-            parents = await _parents(db, manifest.parents)
-            version_id = await _add(db, versions, **_version_row(skill_id, new))
-            await db.execute(
-                insert(manifests).values(version_id=version_id, manifest=new.data, signature=new.signature)
-            )
-            for name, entry in manifest.files.items():
-                row = {"version_id": version_id, "name": name, "sha256": entry.sha256, "size": entry.size}
-                await db.execute(insert(version_files).values(row))
-            for parent_id in parents:
-                await db.execute(insert(lineage).values(child_id=version_id, parent_id=parent_id))
-            data = {"parents": list(manifest.parents), "interface": manifest.interface.digest()}
-            await _record(db, org_id, "published", manifest.name, manifest.version, new.digest, data)
-        return True
-
-    async def set_alias(self, name: str, alias: str, version: str) -> bool:
-        """Point an alias at a version and record it.
-
-        Returns:
-            True if that changed something.
-
-        Raises:
-            Problem: 404 there is no such version.
-        """
-        async with self._database.write() as db:
-            target = await _find(db, name, version, exact=True)
-            where = and_(aliases.c.skill_id == target.skill_id, aliases.c.alias == alias)
-            query = select(aliases.c.version_id, versions.c.version).join(versions).where(where)
-            old = (await db.execute(query)).one_or_none()
-            if old is not None and old.version_id == target.id:
-                return False
-            values = {"version_id": target.id, "updated_at": now()}
-            if old is None:
-                await db.execute(insert(aliases).values(skill_id=target.skill_id, alias=alias, **values))
-            else:
-                await db.execute(update(aliases).where(where).values(values))
-            data = {"alias": alias, "previous": old.version if old else None}
-            await _record(db, target.org_id, "alias", name, target.version, target.digest, data)
-        return True
-
     async def find(self, name: str, which: str) -> dict[str, Any]:
         """One version with its lineage.
 
         Args:
             name: ``org/skill``.
-            which: A version, an alias, or ``latest``.
+            which: A version, a range, an alias, or ``latest``.
 
         Raises:
-            Problem: 404.
+            Problem: 404 there is none, 409 an alias of a yanked version, 410 it was revoked.
         """
         async with self._database.read() as db:
-            row = await _find(db, name, which)
+            skill, row = await find_version(db, name, which)
             up = select(versions.c.digest).join(lineage, lineage.c.parent_id == versions.c.id)
             parents = await db.scalars(up.where(lineage.c.child_id == row.id).order_by(versions.c.id))
             down = select(versions.c.digest).join(lineage, lineage.c.child_id == versions.c.id)
@@ -155,9 +91,37 @@ class Index:
                 "version": row.version,
                 "digest": row.digest,
                 "publisher": row.publisher,
+                "state": row.state,
+                "reason": row.reason,
+                "warnings": _warnings(skill, row),
                 "parents": list(parents),
                 "children": list(children),
+                "deprecated": _deprecated(skill),
             }
+
+    async def files(self, name: str, which: str) -> Whole:
+        """All of one version.
+
+        Raises:
+            Problem: As `find`.
+        """
+        async with self._database.read() as db:
+            skill, row = await find_version(db, name, which)
+            documents = (
+                await db.execute(
+                    select(manifests.c.manifest, manifests.c.signature).where(
+                        manifests.c.version_id == row.id
+                    )
+                )
+            ).one()
+            held = await db.execute(select(version_files).where(version_files.c.version_id == row.id))
+            return Whole(
+                digest=row.digest,
+                manifest=bytes(documents.manifest),
+                signature=bytes(documents.signature),
+                files={each.name: each.sha256 for each in held},
+                warnings=_warnings(skill, row),
+            )
 
     async def describe(self, name: str) -> dict[str, Any]:
         """Versions, the latest first, and aliases of a skill, at most `MAX_VERSIONS` of each.
@@ -166,24 +130,55 @@ class Index:
             Problem: 404.
         """
         async with self._database.read() as db:
-            skill_id = await _skill(db, name)
-            columns = versions.c.version, versions.c.digest, versions.c.created_at.label("created")
-            every = select(*columns).where(versions.c.skill_id == skill_id).order_by(*_BY_ORDER)
+            skill = await find_skill(db, name)
+            v = versions.c
+            columns = v.version, v.digest, v.created_at.label("created"), v.state, v.reason
+            every = select(*columns).where(v.skill_id == skill.id).order_by(*BY_ORDER)
             rows = await db.execute(every.limit(MAX_VERSIONS))
-            pairs = select(aliases.c.alias, versions.c.version).join(versions)
-            pairs = pairs.where(aliases.c.skill_id == skill_id).order_by(aliases.c.alias)
+            pairs = select(aliases.c.alias, v.version).join(versions)
+            pairs = pairs.where(aliases.c.skill_id == skill.id).order_by(aliases.c.alias)
             named = await db.execute(pairs.limit(MAX_VERSIONS))
             return {
                 "name": name,
+                "registry": self._database.registry_id,
+                "serial": skill.serial,
+                "deprecated": _deprecated(skill),
                 "versions": [dict(r._mapping) for r in rows],
                 "aliases": {r.alias: r.version for r in named},
             }
 
-    async def search(self, text: str, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
-        """Skills, by name, each with its latest version.
+    async def alias(self, name: str, alias: str) -> dict[str, Any]:
+        """What an alias means, and its moves, the newest first.
+
+        Raises:
+            Problem: 404 it never meant anything.
+        """
+        async with self._database.read() as db:
+            skill = await find_skill(db, name)
+            at = and_(aliases.c.skill_id == skill.id, aliases.c.alias == alias)
+            version = await db.scalar(select(versions.c.version).join(aliases).where(at))
+            mine = and_(events.c.name == name, events.c.type.in_(("alias", "unalias")))
+            query = select(events).where(mine, events.c.data["alias"].as_string() == alias)
+            rows = list(await db.execute(query.order_by(events.c.id.desc()).limit(MAX_VERSIONS)))
+        if not rows:
+            raise Problem(404, "no-such-alias", f"{name} never had an alias {alias!r}")
+        moves = [
+            {
+                "id": row.id,
+                "version": row.version if row.type == "alias" else None,
+                "previous": row.data.get("previous"),
+                "at": row.at,
+                "by": row.by,
+            }
+            for row in rows
+        ]
+        return {"name": name, "alias": alias, "version": version, "moves": moves}
+
+    async def search(self, words: str, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Skills, by name, each with its latest version; yanked and revoked versions are passed over.
 
         Args:
-            text: Words that must all occur in name, title, description, tags, robot or environment.
+            words: All must occur in name, title, description, tags, robot or environment.
             after: Names up to this one are left out.
             limit: At most this many.
 
@@ -193,7 +188,7 @@ class Index:
         inner = versions.alias()
         latest = (
             select(inner.c.id)
-            .where(inner.c.skill_id == skills.c.id)
+            .where(inner.c.skill_id == skills.c.id, inner.c.state == ACTIVE)
             .order_by(inner.c.prerelease, inner.c.order_key.desc())
             .limit(1)
             .scalar_subquery()
@@ -205,7 +200,7 @@ class Index:
             .select_from(skills)
             .join(versions, v.id == latest)
             .where(skills.c.name > after)
-            .where(*(v.search.contains(word, autoescape=True) for word in text.lower().split()))
+            .where(*(v.search.contains(word, autoescape=True) for word in words.lower().split()))
             .order_by(skills.c.name)
             .limit(limit + 1)
         )
@@ -221,14 +216,16 @@ class Index:
             kind: Which of the two.
 
         Raises:
-            Problem: 404.
+            Problem: 404, 410.
         """
-        query = select(manifests.c[kind]).join(versions).where(versions.c.digest == digest)
+        query = select(manifests.c[kind], versions.c.state, versions.c.reason).join(versions)
         async with self._database.read() as db:
-            found = await db.scalar(query)
-        if found is None:
+            row = (await db.execute(query.where(versions.c.digest == digest))).one_or_none()
+        if row is None:
             raise Problem(404, "no-such-skill", f"there is no skill with the digest {digest}")
-        return bytes(found)
+        if row.state == REVOKED:
+            raise revoked(digest, row.reason)
+        return bytes(row[0])
 
     async def keys(self, org: str) -> list[str]:
         """PEM texts of the keys that an organisation publishes with, the oldest first.
@@ -254,86 +251,22 @@ class Index:
         async with self._database.read() as db:
             return int(await db.scalar(select(func.max(events.c.id))) or 0)
 
-
-async def _add(db: AsyncConnection, table: Any, **values: Any) -> int:
-    key = (await db.execute(insert(table).values(values))).inserted_primary_key
-    assert key is not None
-    return int(key[0])
-
-
-async def _bind_org(db: AsyncConnection, new: Submission) -> int:
-    """The organisation's id. The first key that publishes under a name owns it."""
-    org = new.manifest.org
-    org_id = await db.scalar(select(orgs.c.id).where(orgs.c.name == org))
-    if org_id is None:
-        org_id = await _add(db, orgs, name=org, created_at=now())
-        key = {"org_id": org_id, "fingerprint": new.fingerprint, "pem": new.pem, "created_at": now()}
-        await db.execute(insert(publisher_keys).values(key))
-        return org_id
-    mine = and_(publisher_keys.c.org_id == org_id, publisher_keys.c.fingerprint == new.fingerprint)
-    if await db.scalar(select(publisher_keys.c.fingerprint).where(mine)) is None:
-        raise Problem(
-            403,
-            "not-your-org",
-            f"the organisation {org!r} publishes with another key than {new.fingerprint}",
-            remedy="sign with the organisation's key, or publish under a name of your own",
-        )
-    return int(org_id)
+    async def counts(self) -> dict[str, int]:
+        """How many organisations, skills, versions and events there are."""
+        async with self._database.read() as db:
+            found = {}
+            for table in (orgs, skills, versions, events):
+                found[table.name] = int(await db.scalar(select(func.count()).select_from(table)) or 0)
+            return found
 
 
-async def _parents(db: AsyncConnection, digests: Sequence[str]) -> list[int]:
-    query = select(versions.c.digest, versions.c.id).where(versions.c.digest.in_(digests))
-    known = {row.digest: row.id for row in await db.execute(query)}
-    missing = [d for d in digests if d not in known]
-    if missing:
-        raise Problem(
-            422,
-            "no-such-parent",
-            f"the parent {missing[0]} is not in this registry",
-            remedy="publish the parent here first",
-        )
-    return list(known.values())
+async def find_skill(db: AsyncConnection, name: str) -> Row[Any]:
+    """The row of a skill.
 
-
-def _version_row(skill_id: int, new: Submission) -> dict[str, Any]:
-    manifest = new.manifest
-    words = (
-        *(manifest.name, manifest.title, manifest.description),
-        *(manifest.body.robot, manifest.task.env_id, *manifest.tags),
-    )
-    return {
-        "skill_id": skill_id,
-        "version": manifest.version,
-        "prerelease": is_prerelease(manifest.version),
-        "order_key": order_key(manifest.version),
-        "digest": new.digest,
-        "publisher": new.fingerprint,
-        "interface": manifest.interface.digest(),
-        "title": manifest.title,
-        "description": manifest.description,
-        "robot": manifest.body.robot,
-        "rate": manifest.evaluation.rate,
-        "lower": manifest.evaluation.lower,
-        "n": manifest.evaluation.episodes,
-        "search": "\n".join(words).lower(),
-        "created_at": now(),
-    }
-
-
-async def _record(
-    db: AsyncConnection, org_id: int, kind: str, name: str, version: str, digest: str, data: dict[str, Any]
-) -> None:
-    row = {"org_id": org_id, "type": kind, "name": name, "version": version, "digest": digest}
-    await db.execute(insert(events).values(**row, at=now(), data=data))
-
-
-def _event(row: Row[Any]) -> Event:
-    plain = {k: getattr(row, k) for k in ("id", "type", "name", "version", "digest", "at")}
-    return {**plain, **row.data}
-
-
-async def _skill(db: AsyncConnection, name: str) -> int:
-    found = await db.scalar(select(skills.c.id).where(skills.c.name == name))
+    Raises:
+        Problem: 404.
+    """
+    found = (await db.execute(select(skills).where(skills.c.name == name))).one_or_none()
     if found is None:
         raise Problem(
             404,
@@ -341,22 +274,45 @@ async def _skill(db: AsyncConnection, name: str) -> int:
             f"there is no skill named {name!r}",
             remedy="see GET /v1/skills for those that are",
         )
-    return int(found)
+    return found
 
 
-async def _find(db: AsyncConnection, name: str, which: str, *, exact: bool = False) -> Row[Any]:
-    """The row of a version, an alias, or (unless `exact`) the latest."""
-    skill_id = await _skill(db, name)
-    both = versions.join(skills)
-    query = select(versions, skills.c.org_id).select_from(both).where(versions.c.skill_id == skill_id)
-    row = (await db.execute(query.where(versions.c.version == which))).one_or_none()
-    if row is None and not exact:
-        if which == LATEST:
-            query = query.order_by(*_BY_ORDER).limit(1)
-        else:
-            named = select(aliases.c.version_id).where(aliases.c.skill_id == skill_id)
-            query = query.where(versions.c.id.in_(named.where(aliases.c.alias == which)))
-        row = (await db.execute(query)).one_or_none()
+async def find_version(
+    db: AsyncConnection, name: str, which: str, *, exact: bool = False
+) -> tuple[Row[Any], Row[Any]]:
+    """The rows of a skill and of one version of it.
+
+    Args:
+        db: A transaction.
+        name: ``org/skill``.
+        which: A version; unless `exact` also a range, an alias or ``latest``, which never mean a yanked one.
+        exact: Whether to find versions in any state, and nothing but versions.
+
+    Raises:
+        Problem: 400 it is none of these, 404 there is none, 409 an alias of a yanked version, 410 revoked.
+    """
+    skill = await find_skill(db, name)
+    mine = select(versions).where(versions.c.skill_id == skill.id)
+    if exact or re.fullmatch(VERSION_PATTERN, which):
+        row = (await db.execute(mine.where(versions.c.version == which))).one_or_none()
+    elif which == LATEST:
+        row = (
+            await db.execute(mine.where(versions.c.state == ACTIVE).order_by(*BY_ORDER).limit(1))
+        ).one_or_none()
+    elif re.fullmatch(ALIAS_PATTERN, which):
+        at = and_(aliases.c.skill_id == skill.id, aliases.c.alias == which)
+        row = (
+            await db.execute(mine.where(versions.c.id.in_(select(aliases.c.version_id).where(at))))
+        ).one_or_none()
+        if row is not None and row.state == YANKED:
+            raise Problem(
+                409,
+                "alias-yanked",
+                f"{name}@{which} means {row.version}, which was yanked{_because(row.reason)}",
+                remedy="pin the version if you must; its publisher can move the alias",
+            )
+    else:
+        row = await _best(db, mine, which)
     if row is None:
         raise Problem(
             404,
@@ -364,4 +320,51 @@ async def _find(db: AsyncConnection, name: str, which: str, *, exact: bool = Fal
             f"{name} has no version{'' if exact else ' or alias'} {which!r}",
             remedy=f"GET /v1/skills/{name} lists them",
         )
-    return row
+    if row.state == REVOKED and not exact:
+        raise revoked(f"{name}@{row.version}", row.reason)
+    return skill, row
+
+
+async def _best(db: AsyncConnection, mine: Any, which: str) -> Row[Any] | None:
+    """The highest active version in a range."""
+    try:
+        wanted = parse_range(which)
+    except UsageError as error:
+        raise Problem(400, "invalid", error.message, remedy=error.remedy, field="version") from error
+    rows = await db.execute(mine.where(versions.c.state == ACTIVE).order_by(versions.c.order_key.desc()))
+    return next((row for row in rows if wanted.allows(row.version)), None)
+
+
+def revoked(what: str, reason: str) -> Problem:
+    """The answer to who asks for a revoked version."""
+    return Problem(
+        410,
+        "revoked",
+        f"{what} was revoked{_because(reason)}",
+        remedy="stop using it; ask its publisher for another version",
+    )
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""
+
+
+def _deprecated(skill: Row[Any]) -> dict[str, Any] | None:
+    if skill.deprecated is None:
+        return None
+    return {"message": skill.deprecated, "successor": skill.successor}
+
+
+def _warnings(skill: Row[Any], row: Row[Any]) -> list[str]:
+    found = []
+    if row.state == YANKED:
+        found.append(f"{skill.name}@{row.version} was yanked{_because(row.reason)}")
+    if skill.deprecated is not None:
+        instead = f"; use {skill.successor}" if skill.successor else ""
+        found.append(f"{skill.name} is deprecated{_because(skill.deprecated)}{instead}")
+    return found
+
+
+def _event(row: Row[Any]) -> Event:
+    plain = {k: getattr(row, k) for k in ("id", "type", "name", "version", "digest", "at", "by")}
+    return {**plain, **row.data}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -28,6 +29,8 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word
         detail: What is wrong, naming the input.
         remedy: What the caller can do.
         headers: Extra headers of the answer.
+        field: Name of the parameter or field of the body that is wrong.
+        extra: More members of the document.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word
         *,
         remedy: str = "",
         headers: Mapping[str, str] | None = None,
+        field: str = "",
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
@@ -45,6 +50,8 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word
         self.detail = detail
         self.remedy = remedy
         self.headers = headers
+        self.field = field
+        self.extra = extra or {}
 
     def response(self) -> JSONResponse:
         """The answer to send."""
@@ -54,6 +61,8 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word
             "status": self.status,
             "detail": self.detail,
             "remedy": self.remedy,
+            **({"field": self.field} if self.field else {}),
+            **self.extra,
         }
         return JSONResponse(body, self.status, self.headers, "application/problem+json")
 
@@ -94,9 +103,10 @@ def install(app: FastAPI) -> None:
     async def _own(_: Request, error: NeuraverseError) -> JSONResponse:
         return problem_of(error).response()
 
-    @app.exception_handler(OperationalError)
+    @app.exception_handler(DBAPIError)
     @app.exception_handler(PoolTimeout)
-    async def _database(_: Request, error: SQLAlchemyError) -> JSONResponse:
+    @app.exception_handler(OSError)  # PostgreSQL is not there
+    async def _database(_: Request, error: SQLAlchemyError | OSError) -> JSONResponse:
         log.error("database: %s", error)
         return (_DISK if any(sign in str(error) for sign in _DISK_SIGNS) else _BUSY).response()
 
@@ -106,7 +116,7 @@ def install(app: FastAPI) -> None:
         where, *path = first["loc"]
         field = ".".join(str(p) for p in path) or str(where)
         status = 400 if where in ("path", "query", "header") else 422
-        return Problem(status, "invalid", f"{where} field {field!r}: {first['msg']}").response()
+        return Problem(status, "invalid", f"{where} field {field!r}: {first['msg']}", field=field).response()
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:

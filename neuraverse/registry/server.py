@@ -1,4 +1,4 @@
-"""One server process on one data folder: claims both, runs, and leaves in good order."""
+"""One server process: claims its folder and address, runs, and leaves in good order."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from neuraverse.errors import StorageError, UsageError
+from neuraverse.registry import logs
 from neuraverse.registry.app import create_app
-from neuraverse.registry.limits import GRACE_S
+from neuraverse.registry.config import Settings
+from neuraverse.registry.limits import MAX_HEADER_BYTES
 from neuraverse.storage import disk_errors, write_atomic
-
-DEFAULT_PORT = 8420
 
 
 def serve(
-    data_dir: Path | str,
-    host: str = "127.0.0.1",
-    port: int = DEFAULT_PORT,
+    settings: Settings | Path | str,
     *,
     ready_file: Path | str | None = None,
     on_ready: Callable[[str], None] | None = None,
@@ -35,19 +37,21 @@ def serve(
     """Run a registry until SIGTERM or SIGINT; open event streams are ended, requests in flight finish.
 
     Args:
-        data_dir: Folder of the registry; made if missing.
-        host: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
+        settings: How it is set up; or the folder that holds it, all else by default.
         ready_file: Gets ``{"url": …, "pid": …}`` once requests are answered, and is removed at the end.
         on_ready: Called with the URL at the same moment; prints it if not given.
 
     Raises:
         UsageError: The address is in use, not ours, or not to be had.
-        StorageError: The folder cannot be written, its database is broken, or another server is using it.
+        StorageError: The folder cannot be written, the database or the store cannot be used, or another
+            server is using the folder.
     """
-    folder = Path(data_dir)
+    if not isinstance(settings, Settings):
+        settings = Settings.load(data=Path(settings))
+    host = settings.host
     ready = Path(ready_file) if ready_file is not None else None
-    with claimed(folder), contextlib.closing(_listen(host, port)) as listener:
+    logs.set_up(settings)
+    with claimed(settings), contextlib.closing(_listen(host, settings.port)) as listener:
         url = _url(host, listener.getsockname()[1])
 
         def announce() -> None:
@@ -58,18 +62,18 @@ def serve(
         if ready is not None:
             ready.unlink(missing_ok=True)
         try:
-            asyncio.run(_run(folder, listener, announce))
+            asyncio.run(_run(settings, listener, announce))
         finally:
             if ready is not None:
                 ready.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def background(data_dir: Path | str, port: int = 0) -> Iterator[str]:
+def background(settings: Settings | Path | str, port: int = 0) -> Iterator[str]:
     """A registry in a thread of this process, on loopback, for notebooks and tests.
 
     Args:
-        data_dir: Folder of the registry; made if missing.
+        settings: How it is set up, or the folder that holds it; the address of the settings does not count.
         port: Port to listen on; 0 takes a free one.
 
     Yields:
@@ -79,20 +83,21 @@ def background(data_dir: Path | str, port: int = 0) -> Iterator[str]:
         UsageError: The port is in use.
         StorageError: The folder or its database cannot be used.
     """
-    folder = Path(data_dir)
+    if not isinstance(settings, Settings):
+        settings = Settings.load(data=Path(settings))
     ready = threading.Event()
     servers: list[Server] = []
     failures: list[BaseException] = []
 
     def run(listener: socket.socket) -> None:
         try:
-            asyncio.run(_run(folder, listener, ready.set, servers.append))
+            asyncio.run(_run(settings, listener, ready.set, servers.append))
         except BaseException as error:
             failures.append(error)
         finally:
             ready.set()
 
-    with claimed(folder), contextlib.closing(_listen("127.0.0.1", port)) as listener:
+    with claimed(settings), contextlib.closing(_listen("127.0.0.1", port)) as listener:
         url = _url("127.0.0.1", listener.getsockname()[1])
         thread = threading.Thread(target=run, args=(listener,), name="neuraverse-registry", daemon=True)
         thread.start()
@@ -146,21 +151,58 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
+class Protocol(H11Protocol):
+    """uvicorn's HTTP, with a limit on how long a client may take over its request line and headers."""
+
+    waited_s = 30.0
+
+    def connection_made(self, transport: Any) -> None:
+        """Start the clock."""
+        super().connection_made(transport)
+        self._clock: asyncio.TimerHandle | None = None
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Stop the clock when a request is whole; uvicorn's own runs between requests."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE and self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+        elif self.conn.their_state is h11.IDLE and self._clock is None and data:
+            self._watch()  # the beginning of another request
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        if self._clock is not None:
+            self._clock.cancel()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        self._clock = self.loop.call_later(self.waited_s, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.close()
+
+
 async def _run(
-    folder: Path,
+    settings: Settings,
     listener: socket.socket,
     announce: Callable[[], None],
     started: Callable[[Server], None] = lambda _: None,
 ) -> None:
-    app = create_app(folder)
+    app = create_app(settings)
     registry = app.state.registry
-    await registry.open()
+    await registry.open(serving=True)
     config = uvicorn.Config(
         app,
+        http=type("Protocol", (Protocol,), {"waited_s": settings.body_idle_s}),
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(GRACE_S),
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_s),
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        limit_concurrency=settings.max_connections,
         ws="none",
     )
     server = Server(config, announce, registry.feed.close)
@@ -172,14 +214,29 @@ async def _run(
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system frees it however this process ends."""
+def claimed(settings: Settings | Path | str, *, alone: bool | None = None) -> Iterator[None]:
+    """Hold the data folder's lock; the system frees it however this process ends.
+
+    SQLite serves one server process. With PostgreSQL several may share the folder and hold the lock together.
+
+    Args:
+        settings: Whose folder, or the folder.
+        alone: Whether nobody else may hold it; by default, whether the database is SQLite.
+
+    Raises:
+        StorageError: Another server is using the folder, or it cannot be used.
+    """
+    if not isinstance(settings, Settings):
+        settings = Settings.load(data=Path(settings))
+    folder = settings.data
+    if alone is None:
+        alone = settings.database_url.startswith("sqlite")
     with disk_errors("use the data folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             other = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
             raise StorageError(
@@ -208,8 +265,6 @@ _LISTEN_ERRORS = {
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise UsageError(f"port {port} is not between 0 and 65535")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:

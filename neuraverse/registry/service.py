@@ -1,121 +1,137 @@
-"""The registry itself, without HTTP: blobs, index and feed, and what a publish must pass."""
+"""The registry itself, without HTTP: every part of it, put together from the settings."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
-from neuraverse.graph import check_graph
-from neuraverse.manifest import SkillManifest, digest_of
-from neuraverse.registry.blobs import BlobStore
+from neuraverse.errors import NeuraverseError
+from neuraverse.registry.changes import Changes
+from neuraverse.registry.collect import collect
+from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database
 from neuraverse.registry.feed import Feed
-from neuraverse.registry.index import Index, Submission
-from neuraverse.registry.problems import Problem
-from neuraverse.skill import check_blob
-from neuraverse.storage import read_regular
+from neuraverse.registry.index import Index
+from neuraverse.registry.publishing import Publisher, Submission
+from neuraverse.registry.stores import Store
+from neuraverse.registry.vault import Vault
+from neuraverse.storage import disk_errors
+
+log = logging.getLogger("neuraverse.registry")
 
 
 class Registry:
-    """One registry in one folder.
+    """One registry.
 
     Args:
-        data_dir: The folder; it must exist. ``registry.db`` is the index, ``blobs`` holds the files.
+        settings: Where its database and its blobs are.
+
+    Raises:
+        ConfigError: An address of the settings is malformed.
     """
 
-    def __init__(self, data_dir: Path) -> None:
-        self.blobs = BlobStore(data_dir)
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database = Database(settings.database_url)
+        self.store = open_store(settings)
+        self.vault = Vault(self.database, self.store, settings)
+        self.index = Index(self.database)
         self.feed = Feed()
-        self._database = Database(data_dir / "registry.db")
-        self.index = Index(self._database)
-        self._one_check = asyncio.Lock()
+        self._publisher = Publisher(self.database, self.vault)
+        self._changes = Changes(self.database)
+        self._collector: asyncio.Task[None] | None = None
         self._opened = False
 
-    async def open(self) -> None:
+    async def open(self, *, migrate: bool = True, serving: bool = False) -> None:
         """Make ready; calling it again does nothing.
 
+        Args:
+            migrate: Bring an older schema up to date; False refuses it.
+            serving: Also listen to other processes, and collect garbage now and then.
+
         Raises:
-            StorageError: The folder or the database cannot be used.
+            StorageError: The folder, the store or the database cannot be used.
         """
-        if not self._opened:
-            self.blobs.open()
-            await self._database.open()
-            self._opened = True
+        if self._opened:
+            return
+        with disk_errors("use the data folder", self.settings.data):
+            self.settings.data.mkdir(parents=True, exist_ok=True)
+        await self.database.open(migrate=migrate)
+        try:
+            await self.store.open()
+        except NeuraverseError:
+            await self.database.close()
+            raise
+        self._opened = True
+        if serving:
+            self.database.listen(self.feed.wake)
+            if self.settings.collect_hours:
+                self._collector = asyncio.create_task(self._collecting())
 
     async def close(self) -> None:
-        """Send waiting readers home and close the database."""
+        """Send waiting readers home and let go of everything."""
         self.feed.close()
-        await self._database.close()
+        if self._collector is not None:
+            self._collector.cancel()
+            await asyncio.wait([self._collector])
+            self._collector = None
+        if self._opened:
+            await self.store.close()
+            await self.database.close()
         self._opened = False
 
-    async def publish(self, manifest: bytes, signature: bytes, public_key: bytes) -> tuple[Submission, bool]:
-        """Check a skill whose blobs are here, and make it visible.
+    async def _collecting(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.collect_hours * 3600.0)
+            try:
+                log.info("collected: %s", (await collect(self)).sentence)
+            except Exception as error:  # whatever it is: tomorrow is another day
+                log.error("collecting failed: %s", error)
 
-        Returns:
-            What was published, and whether it is new (False: the same bytes were there).
-
-        Raises:
-            ContentError: The manifest, the signature, the weights or the graph are wrong.
-            Problem: A blob is missing, the organisation belongs to another key, the version is taken, or a
-                parent does not exist.
-        """
-        new = await asyncio.to_thread(_checked, manifest, signature, public_key)
-        await asyncio.to_thread(self._need_blobs, new.manifest)
-        async with self._one_check:  # it holds a file in memory
-            await asyncio.to_thread(self._check_content, new.manifest)
-        created = await self.index.publish(new)
-        self.feed.wake()
+    async def publish(
+        self, manifest: bytes, signature: bytes, public_key: bytes, files: Mapping[str, bytes]
+    ) -> tuple[Submission, bool]:
+        """Check a skill and make it visible; see `Publisher.publish`."""
+        new, created = await self._publisher.publish(manifest, signature, public_key, files)
+        if created:
+            self.feed.wake()
         return new, created
 
-    async def set_alias(self, name: str, alias: str, version: str) -> None:
-        """Point an alias at a version.
-
-        Raises:
-            Problem: There is no such version.
-        """
-        if await self.index.set_alias(name, alias, version):
-            self.feed.wake()
-
-    def _need_blobs(self, manifest: SkillManifest) -> None:
-        for name, entry in manifest.files.items():
-            size = self.blobs.size(entry.sha256)
-            if size is None:
-                raise Problem(
-                    422,
-                    "missing-blob",
-                    f"the blob of {name}, {entry.sha256}, has not been uploaded",
-                    remedy="PUT it under /v1/blobs first",
-                )
-            if size != entry.size:
-                raise Problem(
-                    422,
-                    "size",
-                    f"{name} has {size} bytes; the manifest says {entry.size}",
-                    remedy="mend the manifest",
-                )
-            self.blobs.settle(entry.sha256)
-
-    def _check_content(self, manifest: SkillManifest) -> None:
-        """Weights and graph, as every client will check them, but nothing is run."""
-
-        def read(name: str) -> bytes:
-            entry = manifest.files[name]  # type: ignore[index]
-            return read_regular(self.blobs.path(entry.sha256), entry.size)
-
-        check_blob("model.safetensors", read("model.safetensors"), manifest)
-        check_graph(read("policy.onnx"))
+    async def change(self, name: str, statement: str, signature: str) -> dict[str, Any]:
+        """Carry out a signed statement; see `Changes.apply`."""
+        done = await self._changes.apply(name, statement, signature)
+        self.feed.wake()
+        return done
 
 
-def _checked(manifest: bytes, signature: bytes, public_key: bytes) -> Submission:
-    from neuraverse import trust  # loads the signing library, which is slow to import
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name.
 
-    parsed = SkillManifest.parse(manifest)
-    key = trust.PublicKey.parse(public_key)
-    return Submission(
-        manifest=parsed,
-        data=manifest,
-        digest=digest_of(manifest),
-        signature=signature,
-        fingerprint=trust.verify_manifest(manifest, signature, [key]),
-        pem=key.pem.decode(),
-    )
+    Raises:
+        ConfigError: Its address is malformed.
+    """
+    if settings.blobs:
+        from neuraverse.registry.stores.s3 import S3Store
+
+        return S3Store(settings)
+    from neuraverse.registry.stores.local import LocalStore
+
+    return LocalStore(settings.data)
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings, *, migrate: bool = False) -> AsyncIterator[Registry]:
+    """A registry for one task of an operator, beside a server or without one.
+
+    Raises:
+        StorageError: It cannot be used, or has an older schema.
+    """
+    registry = Registry(settings)
+    await registry.open(migrate=migrate)
+    try:
+        yield registry
+    finally:
+        await registry.close()

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from neuraverse.client import Client, Resolved, pull
+from neuraverse.client import Client, Resolved, pull, pulling
 from neuraverse.errors import (
     ConflictError,
     ContentError,
@@ -34,6 +34,12 @@ from neuraverse.skill import FILES
 from neuraverse.trust import KeyStore
 
 NAME = "acme/weld-seam"
+
+
+@pytest.fixture(autouse=True)
+def file_by_file(monkeypatch):
+    """As a large skill is pulled; `test_archive` pulls small ones."""
+    monkeypatch.setattr(pulling, "ARCHIVE_BYTES", 0)
 
 
 @pytest.fixture

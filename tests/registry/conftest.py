@@ -1,4 +1,4 @@
-"""A registry without sockets, and ways to fill it."""
+"""A registry without sockets, on each kind of storage, and ways to fill it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,25 @@ import warnings
 
 import pytest
 
-from neuraverse.registry import create_app
+from neuraverse import statement
+from neuraverse.registry import Settings, create_app
+from tests import servers
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # starlette would rather have httpx2; the client room uses httpx
     from starlette.testclient import TestClient
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    with servers.postgres() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def s3():
+    with servers.s3() as found:
+        yield found
 
 
 @pytest.fixture
@@ -21,8 +35,44 @@ def data_dir(tmp_path):
 
 
 @pytest.fixture
-def api(data_dir):
-    with TestClient(create_app(data_dir)) as client:
+def plain(data_dir):
+    """Settings for SQLite and files."""
+    return Settings.load(data=data_dir, collect_hours=0)
+
+
+def pytest_generate_tests(metafunc):
+    """Tests that are marked with `storages` run on each kind of storage, others on SQLite and files."""
+    if "settings" in metafunc.fixturenames:
+        both = metafunc.definition.get_closest_marker("storages") is not None
+        kinds = ["sqlite+files", "postgres+s3"] if both else ["sqlite+files"]
+        metafunc.parametrize("settings", kinds, indirect=True)
+
+
+@pytest.fixture
+def settings(request, data_dir):
+    """Settings for one kind of storage; the one with servers of its own starts them once."""
+    if request.param == "sqlite+files":
+        return Settings.load(data=data_dir, collect_hours=0)
+    database = request.getfixturevalue("postgres").new()
+    return Settings.load(
+        data=data_dir,
+        database=database,
+        collect_hours=0,
+        presign=False,
+        **request.getfixturevalue("s3").new(),
+    )
+
+
+@pytest.fixture
+def api(settings):
+    with TestClient(create_app(settings)) as client:
+        yield client
+
+
+@pytest.fixture
+def local_api(plain):
+    """The same on SQLite and files alone, for what does not depend on storage."""
+    with TestClient(create_app(plain)) as client:
         yield client
 
 
@@ -41,9 +91,11 @@ def submission(publisher):
     return make
 
 
-@pytest.fixture
-def upload(api):
-    def put(skill):
+@pytest.fixture(scope="session")
+def upload():
+    """``upload(api, skill)``: every file of it."""
+
+    def put(api, skill):
         for name, entry in skill.manifest.files.items():
             answer = api.put(f"/v1/blobs/{entry.sha256}", content=skill.read(name))
             assert answer.status_code in (200, 201), answer.text
@@ -56,7 +108,7 @@ def publish(api, upload, submission):
     """Upload and publish a skill; the answer."""
 
     def run(skill, **changes):
-        upload(skill)
+        upload(api, skill)
         return api.post("/v1/skills", json=submission(skill, **changes))
 
     return run
@@ -76,13 +128,40 @@ def publish_new(tmp_path, make_skill, publish):
     return run
 
 
-def problem(answer, status):
+@pytest.fixture(scope="session")
+def state(publisher):
+    """Sign and send a statement: ``state(api, "alias", alias="stable", version="1.0.0")``; the answer.
+
+    `http` is anything with httpx's get and post; `said` replaces fields, `key` is a private key's path.
+    """
+
+    def run(http, action, name="acme/weld-seam", key=None, said=None, **fields):
+        now = http.get(f"/v1/skills/{name}").json()
+        made = statement.Statement(
+            **{
+                "registry": now.get("registry", "0" * 36),
+                "name": name,
+                "serial": now.get("serial", 0) + 1,
+                "action": action,
+                **fields,
+                **(said or {}),
+            }
+        )
+        text = made.text()
+        signature = statement.sign(text, key or publisher.private_key_path())
+        return http.post(f"/v1/skills/{name}/statements", json={"statement": text, "signature": signature})
+
+    return run
+
+
+def problem(answer, status, kind=None):
     """The problem document of a refusal with this status."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     body = answer.json()
-    assert set(body) == {"type", "title", "status", "detail", "remedy"}
+    assert {"type", "title", "status", "detail", "remedy"} <= set(body)
     assert body["status"] == status
+    assert kind is None or body["type"] == f"urn:neuraverse:problem:{kind}", body
     return body
 
 

@@ -9,9 +9,9 @@ import os
 
 import pytest
 
-from neuraverse.errors import IntegrityError, StorageError
-from neuraverse.registry import bodies
-from neuraverse.registry.blobs import BlobStore
+from neuraverse.errors import StorageError
+from neuraverse.registry import Settings, bodies, create_app
+from neuraverse.registry.stores.local import LocalStore
 
 DATA = bytes(range(256)) * 8
 HEX = hashlib.sha256(DATA).hexdigest()
@@ -20,7 +20,10 @@ URL = f"/v1/blobs/{HEX}"
 
 def files(folder):
     return sorted(
-        p.name for p in folder.rglob("*") if p.is_file() and not p.name.startswith(("registry.db", "lock"))
+        p.name.partition(".")[0]
+        for part in ("blobs", "incoming", "quarantine")
+        for p in (folder / part).rglob("*")
+        if p.is_file()
     )
 
 
@@ -30,21 +33,23 @@ def stored(api):
     return api
 
 
-def test_upload_then_download(stored, data_dir):
+@pytest.mark.storages
+def test_upload_then_download(stored):
     answer = stored.get(URL)
     assert (answer.status_code, answer.content) == (200, DATA)
     assert answer.headers["etag"] == f'"{HEX}"'
     assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
     assert answer.headers["accept-ranges"] == "bytes"
-    assert files(data_dir) == [HEX]
 
 
+@pytest.mark.storages
 def test_a_second_upload_changes_nothing(stored):
     answer = stored.put(URL, content=b"something else")
     assert (answer.status_code, answer.json()) == (200, {"sha256": HEX, "created": False})
     assert stored.get(URL).content == DATA
 
 
+@pytest.mark.storages
 def test_the_empty_blob(api):
     empty = hashlib.sha256(b"").hexdigest()
     assert api.put(f"/v1/blobs/{empty}", content=b"").status_code == 201
@@ -52,7 +57,7 @@ def test_the_empty_blob(api):
     assert (answer.status_code, answer.content) == (200, b"")
 
 
-def test_wrong_bytes_are_refused_and_not_kept(api, data_dir, problem):
+def test_fault_05_wrong_bytes_are_refused_and_not_kept(api, data_dir, problem):
     detail = problem(api.put(URL, content=DATA + b"!"), 422)["detail"]
     assert HEX in detail
     assert hashlib.sha256(DATA + b"!").hexdigest() in detail
@@ -66,6 +71,7 @@ def test_a_malformed_digest_is_refused(api, digest):
         assert api.request(method, f"/v1/blobs/{digest}").status_code in (400, 404, 405)
 
 
+@pytest.mark.storages
 @pytest.mark.parametrize(
     ("header", "start", "stop"),
     [
@@ -106,6 +112,7 @@ def test_a_range_of_another_version_means_the_whole(stored):
     assert stored.get(URL, headers=asked | {"If-Range": '"other"'}).status_code == 200
 
 
+@pytest.mark.storages
 @pytest.mark.parametrize("tag", [f'"{HEX}"', f'"x", W/"{HEX}"', "*"])
 def test_not_modified(stored, tag):
     answer = stored.get(URL, headers={"If-None-Match": tag})
@@ -119,27 +126,26 @@ def test_head_says_how_long_it_is(stored):
     assert stored.head(f"/v1/blobs/{'0' * 64}").status_code == 404
 
 
+@pytest.mark.storages
 @pytest.mark.parametrize("chunked", [False, True])
-def test_too_large_is_refused_however_it_comes(api, data_dir, problem, monkeypatch, chunked):
+def test_fault_13_too_large_is_refused_however_it_comes(api, problem, monkeypatch, chunked):
     monkeypatch.setattr(bodies, "MAX_JSON_BYTES", 1000)
     body = b"x" * 2000
     answer = api.post("/v1/skills", content=iter([body[:900], body[900:]]) if chunked else body)
     assert "larger than the limit" in problem(answer, 413)["detail"]
 
 
-def test_a_blob_beyond_the_limit_leaves_nothing(data_dir, problem, monkeypatch):
+def test_fault_13_a_blob_beyond_the_limit_leaves_nothing(data_dir, problem):
     from starlette.testclient import TestClient
 
-    from neuraverse.registry import app as app_module
-
-    monkeypatch.setattr(app_module, "MAX_BLOB_BYTES", 1000)
-    with TestClient(app_module.create_app(data_dir)) as api:
+    with TestClient(create_app(Settings.load(data=data_dir, max_blob_bytes=1000))) as api:
         problem(api.put(URL, content=iter([DATA])), 413)
         problem(api.put(URL, content=DATA), 413)
+        problem(api.post("/v1/uploads", json={"sha256": HEX, "size": 2048}), 413)
     assert files(data_dir) == []
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(api, data_dir, problem, monkeypatch):
+def test_fault_04_a_full_disk_is_told_and_leaves_nothing(local_api, data_dir, problem, monkeypatch):
     write = os.write
 
     def full(descriptor, data):
@@ -147,14 +153,28 @@ def test_a_full_disk_is_told_and_leaves_nothing(api, data_dir, problem, monkeypa
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(descriptor, data)
 
+    other = b"small"
+    assert local_api.put(f"/v1/blobs/{hashlib.sha256(other).hexdigest()}", content=other).status_code == 201
     monkeypatch.setattr(os, "write", full)
-    answer = api.put(URL, content=DATA)
+    answer = local_api.put(URL, content=DATA)
+    assert local_api.get(f"/v1/blobs/{hashlib.sha256(other).hexdigest()}").content == other  # reads go on
     monkeypatch.undo()
     body = problem(answer, 507)
     assert "disk is full" in body["detail"]
     assert str(data_dir) not in answer.text
-    assert files(data_dir) == []
-    assert api.put(URL, content=DATA).status_code == 201
+    assert files(data_dir) == [hashlib.sha256(other).hexdigest()]
+    assert local_api.put(URL, content=DATA).status_code == 201
+
+
+# --- the local store
+
+
+@pytest.fixture
+def store(data_dir):
+    made = LocalStore(data_dir)
+    asyncio.run(made.open())
+    yield made
+    asyncio.run(made.close())
 
 
 async def _chunks(*parts):
@@ -164,24 +184,19 @@ async def _chunks(*parts):
         yield part
 
 
-def test_an_upload_that_breaks_leaves_nothing(data_dir):
-    store = BlobStore(data_dir)
-    store.open()
+def test_an_upload_that_breaks_leaves_nothing(store, data_dir):
     with pytest.raises(RuntimeError, match="gone"):
-        asyncio.run(store.put(HEX, _chunks(DATA[:100], RuntimeError("gone"))))
+        asyncio.run(store.receive(HEX, _chunks(DATA[:100], RuntimeError("gone"))))
     assert files(data_dir) == []
 
 
-def test_a_cancelled_upload_leaves_nothing(data_dir):
-    store = BlobStore(data_dir)
-    store.open()
-
+def test_a_cancelled_upload_leaves_nothing(store, data_dir):
     async def forever():
         yield DATA
         await asyncio.sleep(3600)
 
     async def main():
-        task = asyncio.create_task(store.put(HEX, forever()))
+        task = asyncio.create_task(store.receive(HEX, forever()))
         await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -191,52 +206,62 @@ def test_a_cancelled_upload_leaves_nothing(data_dir):
     assert files(data_dir) == []
 
 
-def test_what_an_interrupted_server_left_is_dropped(data_dir):
-    store = BlobStore(data_dir)
-    store.open()
-    (data_dir / "incoming" / "tmpabc").write_bytes(b"half")
-    store.open()
-    assert files(data_dir) == []
+def test_fault_03_bytes_and_name_are_on_the_disk_before_the_row(store, data_dir, monkeypatch):
+    synced = []
+    fsync = os.fsync
 
-
-def test_the_file_is_on_the_disk_before_its_name(data_dir, monkeypatch):
-    store = BlobStore(data_dir)
-    store.open()
-    order = []
-    fsync, replace = os.fsync, os.replace
-
-    def spy_fsync(descriptor):
-        order.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+    def spy(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
         fsync(descriptor)
 
-    def spy_replace(self, target):
-        order.append("rename")
-        return replace(self, target)
-
-    monkeypatch.setattr(os, "fsync", spy_fsync)
-    monkeypatch.setattr("pathlib.Path.replace", spy_replace)
-    assert asyncio.run(store.put(HEX, _chunks(DATA)))
-    # The folder of the first two digits is new, so its own name is made durable too.
-    assert order == ["file", "folder", "rename", "folder"]
-
-
-def test_many_at_once_store_one(data_dir):
-    store = BlobStore(data_dir)
-    store.open()
-
     async def main():
-        return await asyncio.gather(*(store.put(HEX, _chunks(DATA[:1000], DATA[1000:])) for _ in range(20)))
+        arrived = await store.receive(HEX, _chunks(DATA))
+        monkeypatch.setattr(os, "fsync", spy)
+        await store.seal([arrived])
+        return arrived
 
-    assert any(asyncio.run(main()))
+    arrived = asyncio.run(main())
+    path = (data_dir / "blobs" / arrived.key).resolve()
+    assert sorted(synced) == sorted([str(path), str(path.parent)])
+    assert path.stat().st_mode & 0o777 == 0o444
+
+
+def test_fault_03_a_publish_flushes_before_it_commits(local_api, tiny_skill, publisher, monkeypatch):
+    """The order of writes: everything is flushed when the row is written."""
+    from neuraverse.registry import publishing
+    from tests.registry.test_publish import TAR, parcel
+
+    order = []
+    fsync, enter = os.fsync, publishing._enter
+
+    def spy(descriptor):
+        order.append(os.readlink(f"/proc/self/fd/{descriptor}").rsplit("/", 1)[-1].partition(".")[0])
+        fsync(descriptor)
+
+    async def spy_enter(db, new):
+        order.append("row")
+        return await enter(db, new)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    monkeypatch.setattr(publishing, "_enter", spy_enter)
+    answer = local_api.post("/v1/skills", content=parcel(tiny_skill, publisher), headers=TAR)
+    assert answer.status_code == 201
+    flushed = set(order[: order.index("row")])
+    digests = {entry.sha256 for entry in tiny_skill.manifest.files.values()}
+    assert digests | {digest[:2] for digest in digests} <= flushed
+
+
+def test_many_at_once_store_one(local_api, data_dir):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        codes = [a.status_code for a in pool.map(lambda _: local_api.put(URL, content=DATA), range(20))]
+    assert set(codes) <= {200, 201}
     assert files(data_dir) == [HEX]
-    assert store.path(HEX).read_bytes() == DATA
+    assert local_api.get(URL).content == DATA
 
 
-def test_errors_of_the_store_are_ours(data_dir):
-    store = BlobStore(data_dir)
-    store.open()
-    with pytest.raises(IntegrityError, match="not 000"):
-        asyncio.run(store.put("0" * 64, _chunks(DATA)))
-    (data_dir / "incoming").rmdir()
+def test_errors_of_the_store_are_ours(store, data_dir):
+    (data_dir / "blobs" / "sha256" / HEX[:2]).rmdir()
     with pytest.raises(StorageError, match="cannot write"):
-        asyncio.run(store.put(HEX, _chunks(DATA)))
+        asyncio.run(store.receive(HEX, _chunks(DATA)))

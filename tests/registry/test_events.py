@@ -10,15 +10,14 @@ import time
 import httpx
 import pytest
 
-from neuraverse.registry import background, bodies, feed
-
-REF = "/v1/skills/acme/weld-seam"
+from neuraverse.registry import Settings, background, feed
 
 
-def test_polling(api, publish_new):
+@pytest.mark.storages
+def test_polling(api, publish_new, state, publisher):
     assert api.get("/v1/events").json() == {"events": [], "next": 0, "reset": False}
     skill = publish_new()
-    api.put(f"{REF}/aliases/stable", json={"version": "1.0.0"})
+    assert state(api, "alias", alias="stable", version="1.0.0").status_code == 200
     page = api.get("/v1/events?after=0").json()
     first, second = page["events"]
     assert page["next"] == second["id"] == 2
@@ -31,6 +30,7 @@ def test_polling(api, publish_new):
         "digest": skill.digest,
         "parents": [],
         "interface": skill.interface.digest(),
+        "by": publisher.public_key().fingerprint,
     }
     assert (second["type"], second["alias"], second["digest"]) == ("alias", "stable", skill.digest)
     assert api.get("/v1/events?after=1").json()["events"] == [second]
@@ -83,6 +83,12 @@ def url(tmp_path):
         yield address
 
 
+@pytest.fixture
+def impatient(tmp_path):
+    with background(Settings.load(data=tmp_path / "live", body_idle_s=0.4)) as address:
+        yield address
+
+
 def publish_to(url, skill, submission):
     with httpx.Client(base_url=url) as http:
         for name, entry in skill.manifest.files.items():
@@ -117,13 +123,14 @@ def test_the_stream_tells_the_past_then_the_present(url, tiny_skill, submission,
     assert [json.loads(b["data"]) for b in (past, present)] == polled
 
 
-def test_the_stream_goes_on_behind_the_last_event_id(url, tiny_skill, submission):
+def test_the_stream_goes_on_behind_the_last_event_id(url, tiny_skill, submission, state):
     publish_to(url, tiny_skill, submission)
     asked = {"Last-Event-ID": "1"}
     with httpx.stream("GET", f"{url}/v1/events/stream?after=0", headers=asked, timeout=10) as response:
         found = blocks(response)
         assert next(found)["id"] == "1"
-        httpx.put(f"{url}{REF}/aliases/stable", json={"version": "1.0.0"}).raise_for_status()
+        with httpx.Client(base_url=url) as http:
+            state(http, "alias", alias="stable", version="1.0.0").raise_for_status()
         assert next(found)["event"] == "alias"
 
 
@@ -140,7 +147,7 @@ def test_a_quiet_stream_says_that_it_is_alive(url, monkeypatch):
         assert [next(found) for _ in range(3)] == [{"": "heartbeat"}] * 3
 
 
-def test_many_readers_see_the_same(url, tiny_skill, submission):
+def test_many_readers_see_the_same(url, tiny_skill, submission, state):
     readers, seen, opened = 20, [], threading.Barrier(21)
 
     def read():
@@ -155,15 +162,16 @@ def test_many_readers_see_the_same(url, tiny_skill, submission):
         thread.start()
     opened.wait()
     publish_to(url, tiny_skill, submission)
-    for alias in ("a", "b", "c"):
-        httpx.put(f"{url}{REF}/aliases/{alias}", json={"version": "1.0.0"}).raise_for_status()
+    with httpx.Client(base_url=url) as http:
+        for alias in ("a", "b", "c"):
+            state(http, "alias", alias=alias, version="1.0.0").raise_for_status()
     for thread in threads:
         thread.join()
     assert seen == [["1", "2", "3", "4"]] * readers
 
 
-def test_a_silent_body_is_given_up(url, monkeypatch):
-    monkeypatch.setattr(bodies, "BODY_IDLE_S", 0.2)
+def test_a_silent_body_is_given_up(impatient):
+    url = impatient
     host, port = url.removeprefix("http://").split(":")
     head = f"PUT /v1/blobs/{'0' * 64} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc"
     with socket.create_connection((host, int(port)), timeout=10) as connection:
@@ -171,8 +179,8 @@ def test_a_silent_body_is_given_up(url, monkeypatch):
         assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_dripping_body_is_given_up(url, monkeypatch):
-    monkeypatch.setattr(bodies, "BODY_IDLE_S", 0.5)
+def test_a_dripping_body_is_given_up(impatient):
+    url = impatient
     host, port = url.removeprefix("http://").split(":")
     head = f"PUT /v1/blobs/{'0' * 64} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
     with socket.create_connection((host, int(port)), timeout=10) as connection:

@@ -15,10 +15,11 @@ import httpx
 import pytest
 
 from neuraverse.errors import StorageError, UsageError
-from neuraverse.registry import background, serve, server
+from neuraverse.registry import Settings, background, serve, server
 
 START = (
-    "import sys; from neuraverse.registry import serve; serve(sys.argv[1], port=0, ready_file=sys.argv[2])"
+    "import sys; from neuraverse.registry import Settings, serve\n"
+    "serve(Settings.load(data=sys.argv[1], port=0, log_level='warning'), ready_file=sys.argv[2])"
 )
 
 
@@ -77,7 +78,7 @@ def test_a_signal_ends_it_in_good_order(start, tmp_path, number):
     ):
         lines = stream.iter_lines()
         next(lines)
-        assert waiting.get(f"{url}/health").status_code == 200
+        assert waiting.get(f"{url}/health/live").status_code == 200
         begun = time.monotonic()
         process.send_signal(number)
         assert not [line for line in lines if line and not line.startswith("id")]  # it ends, and is not cut
@@ -92,7 +93,7 @@ def test_a_signal_ends_it_in_good_order(start, tmp_path, number):
 def test_a_second_server_on_the_folder_is_refused(start, tmp_path):
     process, _ = start(tmp_path / "data")
     with pytest.raises(StorageError, match=rf"another server \(process {process.pid}\)"):
-        serve(tmp_path / "data", port=0)
+        serve(Settings.load(data=tmp_path / "data", port=0))
 
 
 def test_a_port_in_use(tmp_path):
@@ -101,7 +102,7 @@ def test_a_port_in_use(tmp_path):
         with pytest.raises(
             UsageError, match=rf"http://127\.0\.0\.1:{port}: the port is in use - .*0 takes a free one"
         ):
-            serve(tmp_path / "data", port=port)
+            serve(Settings.load(data=tmp_path / "data", port=port))
     with background(tmp_path / "data", port=port) as url:  # the folder was let go
         assert url.endswith(f":{port}")
 
@@ -109,8 +110,8 @@ def test_a_port_in_use(tmp_path):
 @pytest.mark.parametrize(
     ("host", "port", "message"),
     [
-        ("127.0.0.1", 70_000, "not between 0 and 65535"),
-        ("127.0.0.1", -1, "not between 0 and 65535"),
+        ("127.0.0.1", 70_000, "--port: .*less than or equal to 65535"),
+        ("127.0.0.1", -1, "--port: .*greater than or equal to 0"),
         ("192.0.2.1", 0, "not one of this machine"),
         ("no such host", 0, "cannot listen on 'no such host'"),
         ("a..b", 0, "cannot listen on 'a..b'"),
@@ -118,20 +119,20 @@ def test_a_port_in_use(tmp_path):
 )
 def test_an_address_that_cannot_be(tmp_path, host, port, message):
     with pytest.raises(UsageError, match=message):
-        serve(tmp_path / "data", host, port)
+        serve(Settings.load(data=tmp_path / "data", host=host, port=port))
 
 
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "data").write_text("x")
     with pytest.raises(StorageError, match="cannot use the data folder"):
-        serve(tmp_path / "data", port=0)
+        serve(Settings.load(data=tmp_path / "data", port=0))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_is_read_only(tmp_path):
     (tmp_path / "data").mkdir(mode=0o500)
     with pytest.raises(StorageError, match="permission"):
-        serve(tmp_path / "data", port=0)
+        serve(Settings.load(data=tmp_path / "data", port=0))
 
 
 def test_connections_do_not_wait_to_fill_a_packet():
@@ -145,12 +146,12 @@ def test_a_broken_database(tmp_path, content):
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "registry.db").write_bytes(content)
-    for run in (lambda: serve(folder, port=0), lambda: background(folder).__enter__()):
+    for run in (lambda: serve(Settings.load(data=folder, port=0)), lambda: background(folder).__enter__()):
         with pytest.raises(StorageError, match=r"as the registry's database: .*not a database"):
             run()
     (folder / "registry.db").unlink()
     with background(folder) as url:
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/health/live").status_code == 200
 
 
 def test_a_missing_extra_is_named():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuraverse.manifest import VERSION_PATTERN, version_key
-from neuraverse.registry.versions import is_prerelease, order_key
+from neuraverse.versions import is_prerelease, order_key
 
 versions = st.from_regex(VERSION_PATTERN, fullmatch=True).filter(lambda v: len(v) <= 64)
 close = st.builds(

@@ -1,0 +1,1 @@
+"""Steps from one schema to the next, up and down, run by `Database.migrate`."""

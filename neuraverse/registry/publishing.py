@@ -1,0 +1,360 @@
+"""What a publish must pass, and how it enters the index: blobs, version and event in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neuraverse.graph import check_graph
+from neuraverse.manifest import SkillManifest, digest_of
+from neuraverse.policy import output_name
+from neuraverse.registry.database import Database
+from neuraverse.registry.problems import Problem
+from neuraverse.registry.stores import Incoming
+from neuraverse.registry.tables import (
+    blobs,
+    events,
+    lineage,
+    manifests,
+    now,
+    orgs,
+    publisher_keys,
+    skills,
+    version_files,
+    versions,
+)
+from neuraverse.registry.vault import Blob, Vault, record
+from neuraverse.skill import check_blob
+from neuraverse.versions import is_prerelease, order_key
+
+_LARGE_BYTES = 16 << 20  # files above it are checked one at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A publish whose manifest and signature have been checked.
+
+    Attributes:
+        manifest: What `data` says.
+        data: Exact bytes of the manifest.
+        digest: ``sha256:<hex>`` of them.
+        signature: Exact bytes of the signature.
+        fingerprint: Of the key that signed.
+        pem: That key.
+        files: Files that came along, by name.
+    """
+
+    manifest: SkillManifest
+    data: bytes
+    digest: str
+    signature: bytes
+    fingerprint: str
+    pem: str
+    files: Mapping[str, bytes]
+
+
+class Publisher:
+    """Takes skills in.
+
+    Args:
+        database: The index.
+        vault: The blobs.
+    """
+
+    def __init__(self, database: Database, vault: Vault) -> None:
+        self._database = database
+        self._vault = vault
+        self._one_large = asyncio.Lock()
+
+    async def publish(
+        self, manifest: bytes, signature: bytes, public_key: bytes, files: Mapping[str, bytes]
+    ) -> tuple[Submission, bool]:
+        """Check a skill, and make it visible.
+
+        Args:
+            manifest: Exact bytes of manifest.json.
+            signature: Exact bytes of signature.json.
+            public_key: PEM of the key that signed.
+            files: Those of its files that come along; the others must be here.
+
+        Returns:
+            What was published, and whether it is new (False: the same bytes were there).
+
+        Raises:
+            ContentError: The manifest, the signature or a file is wrong.
+            Problem: A blob is missing, the organisation belongs to another key, the version is taken, or a
+                parent does not exist.
+            StorageError: The store is full or failing; nothing is kept.
+        """
+        new = await asyncio.to_thread(_checked, manifest, signature, public_key, files)
+        here = await self._here(new)
+        for name, entry in new.manifest.files.items():
+            await self._check(name, new, here.get(entry.sha256))
+        fresh = {
+            entry.sha256: files[name]
+            for name, entry in new.manifest.files.items()
+            if name in files and entry.sha256 not in here
+        }
+        arrived: list[Incoming] = []
+        try:
+            arrived = list(
+                await asyncio.gather(*(self._vault.store.receive_bytes(*each) for each in fresh.items()))
+            )
+            await self._vault.store.seal(arrived)
+            async with self._database.write() as db:
+                used = await record(db, arrived, self._vault.lease_until())
+                created = await _enter(db, new)
+                await self._database.notify(db)
+        except BaseException:
+            await self._vault.drop(arrived)
+            raise
+        await self._vault.drop(each for each in arrived if each.sha256 not in used)
+        return new, created
+
+    async def _here(self, new: Submission) -> dict[str, Blob]:
+        """The blobs of the manifest that are here, by digest; those that came along need not be."""
+        wanted = [entry.sha256 for entry in new.manifest.files.values()]
+        async with self._database.read() as db:
+            query = select(blobs).where(blobs.c.sha256.in_(wanted), ~blobs.c.lost)
+            rows = list(await db.execute(query))
+        here = {row.sha256: Blob(sha256=row.sha256, size=row.size, key=row.key) for row in rows}
+        for name, entry in new.manifest.files.items():
+            if name in new.files:
+                continue
+            blob = here.get(entry.sha256)
+            if blob is None:
+                raise missing_blob(name, entry.sha256)
+            if blob.size != entry.size:
+                raise Problem(
+                    422,
+                    "size",
+                    f"{name} has {blob.size} bytes; the manifest says {entry.size}",
+                    remedy="mend the manifest",
+                    field=f"files.{name}.size",
+                )
+        return here
+
+    async def _check(self, name: str, new: Submission, blob: Blob | None) -> None:
+        """The content of one file, as every client will check it, but nothing is run."""
+        data = new.files.get(name)
+        if data is not None:
+            await asyncio.to_thread(_check_content, name, data, new.manifest)
+            return
+        assert blob is not None
+        async with contextlib.AsyncExitStack() as stack:
+            if blob.size > _LARGE_BYTES:
+                await stack.enter_async_context(self._one_large)
+            view = await stack.enter_async_context(self._bytes(blob))
+            await asyncio.to_thread(_check_content, name, view, new.manifest)
+
+    @contextlib.asynccontextmanager
+    async def _bytes(self, blob: Blob) -> AsyncIterator[bytes]:
+        """A blob as a buffer that the system may page out."""
+        if blob.size == 0:
+            yield b""
+            return
+        path = self._vault.store.local(blob.key)
+        with contextlib.ExitStack() as stack:
+            if path is not None:
+                file = stack.enter_context(path.open("rb"))
+            else:
+                file = stack.enter_context(tempfile.TemporaryFile(prefix="neuraverse-"))  # type: ignore[arg-type]
+                async for chunk in self._vault.store.read(blob.key, 0, blob.size):
+                    await asyncio.to_thread(file.write, chunk)
+                file.flush()
+            yield stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # type: ignore[misc]
+
+
+def missing_blob(name: str, sha256: str) -> Problem:
+    """The answer to a publish before its files."""
+    return Problem(
+        422,
+        "missing-blob",
+        f"the blob of {name}, {sha256}, has not been uploaded",
+        remedy="PUT it under /v1/blobs first, or send it along",
+        field=f"files.{name}",
+    )
+
+
+def _check_content(name: str, data: bytes, manifest: SkillManifest) -> None:
+    interface = manifest.interface
+    if name == "model.safetensors":
+        check_blob(name, data, manifest)
+    elif name == "policy.onnx":
+        check_graph(
+            bytes(data),
+            inputs={s.name: s.shape for s in interface.observation},
+            outputs={output_name(s.name): s.shape for s in interface.action},
+        )
+    else:
+        check_blob(name, bytes(data), manifest)
+
+
+def _checked(manifest: bytes, signature: bytes, public_key: bytes, files: Mapping[str, bytes]) -> Submission:
+    from neuraverse import trust  # loads the signing library, which is slow to import
+
+    parsed = SkillManifest.parse(manifest)
+    key = trust.PublicKey.parse(public_key)
+    fingerprint = trust.verify_manifest(manifest, signature, [key])
+    for name, data in files.items():
+        entry = parsed.files[name]  # type: ignore[index]
+        if len(data) != entry.size or digest_of(data) != f"sha256:{entry.sha256}":
+            raise Problem(
+                422,
+                "integrity",
+                f"{name} is not the file of {entry.size} bytes and SHA-256 {entry.sha256} in the manifest",
+                remedy="send the file that was signed",
+                field=f"files.{name}",
+            )
+    return Submission(
+        manifest=parsed,
+        data=manifest,
+        digest=digest_of(manifest),
+        signature=signature,
+        fingerprint=fingerprint,
+        pem=key.pem.decode(),
+        files=files,
+    )
+
+
+async def _enter(db: AsyncConnection, new: Submission) -> bool:
+    """Enter a version and its event; False if the same bytes were there.
+
+    Raises:
+        Problem: 403 the organisation belongs to another key, 409 the version is taken by other bytes, 422 a
+            blob or a parent does not exist.
+    """
+    manifest = new.manifest
+    org_id = await _bind_org(db, new)
+    skill_id = await db.scalar(select(skills.c.id).where(skills.c.name == manifest.name))
+    if skill_id is None:
+        skill_id = await _add(db, skills, org_id=org_id, name=manifest.name, created_at=now())
+    here = and_(versions.c.skill_id == skill_id, versions.c.version == manifest.version)
+    taken = await db.scalar(select(versions.c.digest).where(here))
+    if taken == new.digest:
+        return False
+    if taken is not None:
+        raise Problem(
+            409,
+            "version-taken",
+            f"{manifest.ref} is published already, as {taken}",
+            remedy="a version is never reused; publish under a higher one",
+            field="version",
+        )
+    await _hold(db, manifest)
+    parents = await _parents(db, manifest.parents)
+    version_id = await _add(db, versions, **_version_row(skill_id, new))
+    await db.execute(
+        insert(manifests).values(version_id=version_id, manifest=new.data, signature=new.signature)
+    )
+    files = [
+        {"version_id": version_id, "name": name, "sha256": entry.sha256, "size": entry.size}
+        for name, entry in manifest.files.items()
+    ]
+    await db.execute(insert(version_files), files)
+    for parent_id in parents:
+        await db.execute(insert(lineage).values(child_id=version_id, parent_id=parent_id))
+    data = {"parents": list(manifest.parents), "interface": manifest.interface.digest()}
+    await tell(db, org_id, "published", manifest.name, manifest.version, new.digest, new.fingerprint, data)
+    return True
+
+
+async def _hold(db: AsyncConnection, manifest: SkillManifest) -> None:
+    """All blobs must still be here: the collector may have come since they were looked at."""
+    entries = manifest.files
+    wanted = {entry.sha256 for entry in entries.values()}
+    query = select(blobs.c.sha256).where(blobs.c.sha256.in_(wanted), ~blobs.c.lost)
+    found = set(await db.scalars(query))
+    for name, entry in entries.items():
+        if entry.sha256 not in found:
+            raise missing_blob(name, entry.sha256)
+
+
+async def _add(db: AsyncConnection, table: Any, **values: Any) -> int:
+    key = (await db.execute(insert(table).values(values))).inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+async def _bind_org(db: AsyncConnection, new: Submission) -> int:
+    """The organisation's id. The first key that publishes under a name owns it."""
+    org = new.manifest.org
+    org_id = await db.scalar(select(orgs.c.id).where(orgs.c.name == org))
+    if org_id is None:
+        org_id = await _add(db, orgs, name=org, created_at=now())
+        key = {"org_id": org_id, "fingerprint": new.fingerprint, "pem": new.pem, "created_at": now()}
+        await db.execute(insert(publisher_keys).values(key))
+        return org_id
+    mine = and_(publisher_keys.c.org_id == org_id, publisher_keys.c.fingerprint == new.fingerprint)
+    if await db.scalar(select(publisher_keys.c.fingerprint).where(mine)) is None:
+        raise Problem(
+            403,
+            "not-your-org",
+            f"the organisation {org!r} publishes with another key than {new.fingerprint}",
+            remedy="sign with the organisation's key, or publish under a name of your own",
+            field="signature",
+        )
+    return int(org_id)
+
+
+async def _parents(db: AsyncConnection, digests: Sequence[str]) -> list[int]:
+    query = select(versions.c.digest, versions.c.id).where(versions.c.digest.in_(digests))
+    known = {row.digest: row.id for row in await db.execute(query)}
+    missing = [d for d in digests if d not in known]
+    if missing:
+        raise Problem(
+            422,
+            "no-such-parent",
+            f"the parent {missing[0]} is not in this registry",
+            remedy="publish the parent here first",
+            field="parents",
+        )
+    return list(known.values())
+
+
+def _version_row(skill_id: int, new: Submission) -> dict[str, Any]:
+    manifest = new.manifest
+    words = (
+        *(manifest.name, manifest.title, manifest.description),
+        *(manifest.body.robot, manifest.task.env_id, *manifest.tags),
+    )
+    return {
+        "skill_id": skill_id,
+        "version": manifest.version,
+        "prerelease": is_prerelease(manifest.version),
+        "order_key": order_key(manifest.version),
+        "digest": new.digest,
+        "publisher": new.fingerprint,
+        "interface": manifest.interface.digest(),
+        "title": manifest.title,
+        "description": manifest.description,
+        "robot": manifest.body.robot,
+        "rate": manifest.evaluation.rate,
+        "lower": manifest.evaluation.lower,
+        "n": manifest.evaluation.episodes,
+        "search": "\n".join(words).lower(),
+        "created_at": now(),
+    }
+
+
+async def tell(
+    db: AsyncConnection,
+    org_id: int,
+    kind: str,
+    name: str,
+    version: str,
+    digest: str,
+    by: str,
+    data: Mapping[str, Any],
+) -> int:
+    """Add an event; its id."""
+    row = {"org_id": org_id, "type": kind, "name": name, "version": version, "digest": digest}
+    return await _add(db, events, **row, at=now(), by=by, data=dict(data))

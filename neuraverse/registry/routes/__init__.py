@@ -1,0 +1,1 @@
+"""The HTTP API, version 1. Routes only translate; the registry's parts decide."""

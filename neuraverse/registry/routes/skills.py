@@ -1,0 +1,220 @@
+"""Skills: publish, find, resolve, fetch whole, compare, and change by signed statements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from neuraverse import archive
+from neuraverse.keys import MAX_KEY_BYTES
+from neuraverse.manifest import BLOBS, MAX_MANIFEST_BYTES
+from neuraverse.registry.bodies import PARCEL
+from neuraverse.registry.compare import difference, graph
+from neuraverse.registry.files import immutable_headers, not_modified
+from neuraverse.registry.limits import MAX_PAGE, MAX_QUERY_CHARACTERS
+from neuraverse.registry.problems import Problem
+from neuraverse.registry.routes.fields import LABEL, Alias, Hex, Label, Which, refusals
+from neuraverse.registry.service import Registry
+from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE
+
+PUBLIC_KEY = "public.pem"
+_FRESH = {"Cache-Control": "no-cache"}
+
+
+class Publish(BaseModel):
+    """A signed manifest. The blobs that it lists have been uploaded before."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    manifest: str = Field(max_length=MAX_MANIFEST_BYTES, description="exact text of manifest.json")
+    signature: str = Field(max_length=MAX_SIGNATURE_BYTES, description="exact text of signature.json")
+    public_key: str = Field(max_length=MAX_KEY_BYTES, description="PEM of the key that signed")
+
+
+class Signed(BaseModel):
+    """A statement of the publisher, signed with a key of the organisation (see `neuraverse.statement`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    statement: str = Field(max_length=8192, description="exact text of the statement, a JSON object")
+    signature: str = Field(max_length=1024, description="base64 of the ECDSA P-256 signature over it")
+    key: str = Field("", max_length=80, description="fingerprint of the key, for people")
+
+
+def router(registry: Registry) -> APIRouter:
+    """The routes."""
+    api = APIRouter(tags=["skills"])
+    _add_publish(api, registry)
+    _add_find(api, registry)
+    _add_archive(api, registry)
+    _add_documents(api, registry)
+    return api
+
+
+def _add_publish(api: APIRouter, registry: Registry) -> None:
+    parcel = {"description": "a ustar archive", "schema": {"type": "string", "format": "binary"}}
+    body = {"application/json": {"schema": Publish.model_json_schema()}, PARCEL: parcel}
+
+    @api.post(
+        "/v1/skills",
+        status_code=201,
+        responses={200: {"description": "The same bytes were published before."}, **refusals(403, 409)},
+        openapi_extra={"requestBody": {"required": True, "content": body}},
+    )
+    async def publish(request: Request) -> JSONResponse:
+        """Publish a signed manifest. 201: published; 200: the same bytes were published before.
+
+        Either as JSON, its files uploaded before; or as a tar of manifest.json, signature.json, public.pem
+        and those files that the registry may lack, in one round trip.
+        """
+        if request.headers.get("content-type") == PARCEL:
+            parts = archive.unpack(await request.body(), (MANIFEST, SIGNATURE, PUBLIC_KEY), optional=BLOBS)
+            documents = [parts.pop(name) for name in (MANIFEST, SIGNATURE, PUBLIC_KEY)]
+        else:
+            said = _json(await request.body())
+            documents = [text.encode() for text in (said.manifest, said.signature, said.public_key)]
+            parts = {}
+        new, created = await registry.publish(documents[0], documents[1], documents[2], parts)
+        name, version = new.manifest.name, new.manifest.version
+        answer = {
+            "name": name,
+            "version": version,
+            "digest": new.digest,
+            "url": f"/v1/skills/{name}/{version}",
+        }
+        return JSONResponse(answer, 201 if created else 200, {"Location": answer["url"]})
+
+    @api.post("/v1/skills/{org}/{name}/statements", responses=refusals(403, 404, 409))
+    async def change(org: Label, name: Label, body: Signed) -> JSONResponse:
+        """Move an alias, yank, revoke or deprecate, as the signed statement says."""
+        return JSONResponse(await registry.change(f"{org}/{name}", body.statement, body.signature))
+
+
+def _add_find(api: APIRouter, registry: Registry) -> None:
+    @api.get("/v1/skills", responses=refusals())
+    async def search(
+        q: Annotated[str, Query(max_length=MAX_QUERY_CHARACTERS)] = "",
+        cursor: Annotated[str, Query(max_length=129, pattern=f"^({LABEL}/{LABEL})?$")] = "",
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
+    ) -> JSONResponse:
+        """Skills by name, each with its latest version; `q` are words that must all occur."""
+        found, following = await registry.index.search(q.replace("\0", " "), cursor, limit)
+        return JSONResponse({"skills": found, "next": following}, headers=_FRESH)
+
+    @api.get("/v1/skills/{org}/{name}", responses=refusals(404))
+    async def describe(org: Label, name: Label) -> JSONResponse:
+        """Versions, the latest first, and aliases."""
+        return JSONResponse(await registry.index.describe(f"{org}/{name}"), headers=_FRESH)
+
+    @api.get("/v1/skills/{org}/{name}/diff", responses=refusals(404, 409, 410))
+    async def diff(
+        org: Label,
+        name: Label,
+        old: Annotated[str, Query(alias="from", max_length=128, examples=["1.0.0"])],
+        new: Annotated[str, Query(alias="to", max_length=128, examples=["1.1.0"])],
+    ) -> JSONResponse:
+        """What differs between two versions: interface, evaluation, training, files."""
+        return JSONResponse(await difference(registry.database, f"{org}/{name}", old, new), headers=_FRESH)
+
+    @api.get("/v1/skills/{org}/{name}/aliases/{alias}", responses=refusals(404))
+    async def alias(org: Label, name: Label, alias: Alias) -> JSONResponse:
+        """What an alias means, and how it has moved: when, and signed by whom."""
+        return JSONResponse(await registry.index.alias(f"{org}/{name}", alias), headers=_FRESH)
+
+    @api.get("/v1/skills/{org}/{name}/{version}", responses=refusals(404, 409, 410))
+    async def resolve(org: Label, name: Label, version: Which) -> JSONResponse:
+        """The digest behind a version, a range, an alias or `latest`, with its lineage."""
+        return JSONResponse(await registry.index.find(f"{org}/{name}", version), headers=_FRESH)
+
+    @api.get("/v1/skills/{org}/{name}/{version}/lineage", responses=refusals(404, 409, 410))
+    async def lineage(org: Label, name: Label, version: Which) -> JSONResponse:
+        """Its ancestors and descendants as a graph."""
+        return JSONResponse(await graph(registry.database, f"{org}/{name}", version), headers=_FRESH)
+
+
+def _add_archive(api: APIRouter, registry: Registry) -> None:
+    tar = {"description": "A tar of the skill's folder.", "content": {PARCEL: {}}}
+
+    @api.get(
+        "/v1/skills/{org}/{name}/{version}/archive",
+        response_class=Response,
+        responses={200: tar, 304: {"description": "You have it."}, **refusals(404, 409, 410)},
+    )
+    async def whole(request: Request, org: Label, name: Label, version: Which) -> Response:
+        """All of a skill in one answer: ``curl … | tar x`` gives its folder."""
+        found = await registry.index.files(f"{org}/{name}", version)
+        tag = f"{found.digest.removeprefix('sha256:')}-tar"
+        headers = _FRESH | {"ETag": f'"{tag}"', "Neuraverse-Digest": found.digest}
+        if found.warnings:
+            headers["Neuraverse-Warnings"] = json.dumps(found.warnings)
+        if not_modified(request, tag):
+            return Response(status_code=304, headers=headers)
+        blobs = {entry: await registry.vault.find(found.files[entry]) for entry in BLOBS}
+        documents = {MANIFEST: found.manifest, SIGNATURE: found.signature}
+        sizes = [len(data) for data in documents.values()] + [blob.size for blob in blobs.values()]
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b"".join(
+                archive.header(entry, len(data)) + data + archive.padding(len(data))
+                for entry, data in documents.items()
+            )
+            for entry, blob in blobs.items():
+                yield archive.header(entry, blob.size)
+                async for chunk in registry.store.read(blob.key, 0, blob.size):
+                    yield chunk
+                yield archive.padding(blob.size)
+            yield archive.END
+
+        headers["Content-Length"] = str(archive.total(sizes))
+        return StreamingResponse(body(), media_type=PARCEL, headers=headers)
+
+
+def _add_documents(api: APIRouter, registry: Registry) -> None:
+    async def document(request: Request, digest: str, kind: str) -> Response:
+        data = await registry.index.document(f"sha256:{digest}", kind)
+        # One manifest may have been signed twice, so the tag of a signature says more than the digest.
+        tag = digest if kind == "manifest" else f"{digest}-{kind}"
+        if not_modified(request, tag):
+            return Response(status_code=304, headers=immutable_headers(tag))
+        return Response(data, media_type="application/json", headers=immutable_headers(tag))
+
+    responses: dict[int | str, dict[str, Any]] = {
+        200: {"description": "The exact bytes.", "content": {"application/json": {}}},
+        304: {"description": "You have them."},
+        **refusals(404, 410),
+    }
+
+    @api.get("/v1/manifests/{digest}", response_class=Response, responses=responses)
+    async def manifest(digest: Hex, request: Request) -> Response:
+        """The exact bytes of a manifest."""
+        return await document(request, digest, "manifest")
+
+    @api.get("/v1/manifests/{digest}/signature", response_class=Response, responses=responses)
+    async def signature(digest: Hex, request: Request) -> Response:
+        """The exact bytes of its signature."""
+        return await document(request, digest, "signature")
+
+    pem = {"description": "One PEM after the other.", "content": {"application/x-pem-file": {}}}
+
+    @api.get("/v1/orgs/{org}/key", response_class=Response, responses={200: pem, **refusals(404)})
+    async def key(org: Label) -> Response:
+        """The public keys that an organisation publishes with, as PEM."""
+        text = "".join(await registry.index.keys(org))
+        return Response(text, media_type="application/x-pem-file", headers=_FRESH)
+
+
+def _json(body: bytes) -> Publish:
+    """Read a JSON body as FastAPI does; it cannot do so where a route also takes another type."""
+    try:
+        return Publish.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise Problem(
+            422, "invalid", f"body field {field!r}: {first['msg']}" if field else first["msg"], field=field
+        ) from error

@@ -1,0 +1,113 @@
+"""Where bytes lie: a local disk or an S3-compatible store.
+
+A key is ``sha256/<2 hex>/<64 hex>.<random>`` and never used twice. So an upload that races another, or the
+removal of an older copy of the same bytes, cannot touch what it did not make. Whether bytes are part of the
+registry is said by a row of ``blobs``, which is written after they are durable.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+__all__ = ["Incoming", "Store", "Stored", "new_key", "sha256_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One object of a store.
+
+    Attributes:
+        key: Its name.
+        size: Length [bytes].
+        age_s: Time since it was written [s], by the store's clock.
+    """
+
+    key: str
+    size: int
+    age_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incoming:
+    """Bytes that have arrived and are hashed; they become an object when `Store.seal` is called.
+
+    Attributes:
+        key: The name that they will have.
+        sha256: Hex digest.
+        size: Length [bytes].
+    """
+
+    key: str
+    sha256: str
+    size: int
+
+
+class Store(Protocol):
+    """What the registry asks of a store. Every method raises `StorageError` when the store fails."""
+
+    name: str
+
+    async def open(self) -> None:
+        """Make ready."""
+
+    async def close(self) -> None:
+        """Let go."""
+
+    async def probe(self) -> None:
+        """Raise unless the store can be written."""
+
+    async def receive(self, sha256: str, body: AsyncIterator[bytes]) -> Incoming:
+        """Take a stream in under a new key for `sha256`; the digest found is in the answer."""
+
+    async def receive_bytes(self, sha256: str, data: bytes) -> Incoming:
+        """The same for bytes in memory, whose digest the caller has checked."""
+
+    async def seal(self, arrived: Iterable[Incoming]) -> None:
+        """Make them durable, all at once."""
+
+    async def delete(self, key: str) -> None:
+        """Remove an object; one that is gone is no error."""
+
+    async def size(self, key: str) -> int | None:
+        """Length of an object, or None if it is not there."""
+
+    def read(self, key: str, start: int, stop: int) -> AsyncIterator[bytes]:
+        """Its bytes from `start` up to `stop`."""
+
+    def local(self, key: str) -> Path | None:
+        """Its path, if it is a file on this machine."""
+
+    async def url(self, key: str, seconds: int) -> str | None:
+        """An address where anybody can read it for some time, if the store has such a thing."""
+
+    def objects(self) -> AsyncIterator[Stored]:
+        """Every object."""
+
+    async def quarantine(self, key: str) -> None:
+        """Take a rotten object out of the way, but keep it for people to look at."""
+
+    async def append(self, upload: str, offset: int, body: AsyncIterator[bytes], limit: int) -> int:
+        """Add to an upload at `offset`, `limit` bytes in total at most; the new length, however it ended."""
+
+    async def received(self, upload: str) -> int:
+        """How many bytes of an upload are here."""
+
+    async def finish(self, upload: str, sha256: str) -> Incoming:
+        """Turn an upload into an object, hashing all of it; the upload itself is used up."""
+
+    async def discard(self, upload: str) -> None:
+        """Remove what there is of an upload."""
+
+
+def new_key(sha256: str) -> str:
+    """A name that was never used before."""
+    return f"sha256/{sha256[:2]}/{sha256}.{secrets.token_hex(6)}"
+
+
+def sha256_of(key: str) -> str:
+    """The digest in a key; the first release left out the random part."""
+    return key.rsplit("/", 1)[-1].partition(".")[0]

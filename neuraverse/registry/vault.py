@@ -1,0 +1,283 @@
+"""Blobs of the registry: objects of the store that a row speaks of, and uploads on their way there."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, delete, exists, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neuraverse.errors import IntegrityError
+from neuraverse.registry.config import Settings
+from neuraverse.registry.database import Database
+from neuraverse.registry.problems import Problem
+from neuraverse.registry.stores import Incoming, Store
+from neuraverse.registry.tables import REVOKED, blobs, now, uploads, version_files, versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blob:
+    """One blob.
+
+    Attributes:
+        sha256: Hex digest.
+        size: Length [bytes].
+        key: Its name in the store.
+    """
+
+    sha256: str
+    size: int
+    key: str
+
+
+class Vault:
+    """Bytes by their digest.
+
+    Args:
+        database: The index.
+        store: Where they lie.
+        settings: Lease, expiry and size limit.
+    """
+
+    def __init__(self, database: Database, store: Store, settings: Settings) -> None:
+        self._database = database
+        self.store = store
+        self._settings = settings
+
+    async def find(self, sha256: str) -> Blob:
+        """A blob that may be read.
+
+        Raises:
+            Problem: 404 there is none, 410 only revoked versions hold it.
+        """
+        held = select(versions.c.state).join(version_files).where(version_files.c.sha256 == sha256)
+        query = select(
+            blobs, exists(held).label("held"), exists(held.where(versions.c.state != REVOKED)).label("free")
+        ).where(blobs.c.sha256 == sha256)
+        async with self._database.read() as db:
+            row = (await db.execute(query)).one_or_none()
+        if row is None:
+            raise Problem(404, "no-such-blob", f"there is no blob {sha256}")
+        if row.held and not row.free:
+            raise Problem(410, "revoked", f"the blob {sha256} belongs to a skill that was revoked")
+        if row.lost:
+            raise Problem(
+                404,
+                "lost",
+                f"the blob {sha256} has rotted on the registry's disk and was taken away",
+                remedy="whoever has the skill can publish the same bytes again; that heals it",
+            )
+        return Blob(sha256=sha256, size=row.size, key=row.key)
+
+    async def missing(self, digests: Sequence[str]) -> list[str]:
+        """Those of the digests that are not here; what is here is kept for a while, to be published."""
+        async with self._database.write() as db:
+            held = await _lease(db, digests, self.lease_until())
+        return [d for d in dict.fromkeys(digests) if d not in held]
+
+    async def put(self, sha256: str, body: AsyncIterator[bytes]) -> bool:
+        """Store a body under the digest that it claims.
+
+        Returns:
+            True if it is new, False if it was here; the body is not read then.
+
+        Raises:
+            IntegrityError: The bytes have another digest; nothing is kept.
+            StorageError: The store is full or failing; nothing is kept.
+        """
+        if not await self.missing([sha256]):
+            return False
+        arrived = await self.store.receive(sha256, body)
+        await self._expect(arrived, sha256)
+        return bool(await self.enter([arrived]))
+
+    async def _expect(self, arrived: Incoming, sha256: str) -> None:
+        if arrived.sha256 != sha256:
+            await self.store.delete(arrived.key)
+            raise IntegrityError(
+                f"the body has the digest {arrived.sha256}, not {sha256}",
+                remedy="send the bytes that the digest names",
+            )
+
+    async def enter(self, arrived: Sequence[Incoming]) -> list[str]:
+        """Make objects durable and blobs; the digests that are new. Copies of what was here are removed."""
+        try:
+            await self.store.seal(arrived)
+            async with self._database.write() as db:
+                new = await record(db, arrived, self.lease_until())
+        except BaseException:
+            await self.drop(arrived)
+            raise
+        await self.drop(each for each in arrived if each.sha256 not in new)
+        return new
+
+    async def drop(self, arrived: Iterable[Incoming]) -> None:
+        """Remove objects that did not become blobs."""
+        for each in arrived:
+            await self.store.delete(each.key)
+
+    def lease_until(self) -> str:
+        """Until when a blob without a version is kept, if it is touched now."""
+        return now(self._settings.grace_hours)
+
+    async def begin(self, sha256: str, size: int) -> dict[str, Any]:
+        """Start a resumable upload, unless the blob is here.
+
+        Raises:
+            Problem: 413.
+        """
+        if size > self._settings.max_blob_bytes:
+            raise Problem(
+                413,
+                "too-large",
+                f"{size} bytes are more than the limit of {self._settings.max_blob_bytes}",
+                field="size",
+            )
+        if not await self.missing([sha256]):
+            return {"exists": True, "sha256": sha256, "size": size}
+        row = {
+            "id": secrets.token_hex(16),
+            "sha256": sha256,
+            "size": size,
+            "created_at": now(),
+            "expires_at": now(self._settings.upload_hours),
+        }
+        async with self._database.write() as db:
+            await db.execute(insert(uploads).values(row))
+        return {"id": row["id"], "sha256": sha256, "size": size, "offset": 0, "expires": row["expires_at"]}
+
+    async def progress(self, upload: str) -> dict[str, Any]:
+        """Where an upload stands.
+
+        Raises:
+            Problem: 404 unknown or expired.
+        """
+        async with self._database.read() as db:
+            row = (await db.execute(select(uploads).where(uploads.c.id == upload))).one_or_none()
+        if row is None or row.expires_at <= now():
+            raise Problem(
+                404, "no-such-upload", f"there is no upload {upload}, or it has expired", remedy="begin anew"
+            )
+        offset = min(await self.store.received(upload), row.size)
+        return {
+            "id": upload,
+            "sha256": row.sha256,
+            "size": row.size,
+            "offset": offset,
+            "expires": row.expires_at,
+        }
+
+    async def append(self, upload: str, offset: int, body: AsyncIterator[bytes], length: int | None) -> int:
+        """Add bytes to an upload; the new offset. Of a body that is cut, what came is kept.
+
+        Args:
+            upload: Its id.
+            offset: Where the bytes begin; must be where the upload stands.
+            body: The bytes.
+            length: How many are announced, if that is known.
+
+        Raises:
+            Problem: 404, 409 the offset is another, 413 more than the upload's size.
+        """
+        at = await self.progress(upload)
+        if offset != at["offset"]:
+            raise Problem(
+                409,
+                "offset",
+                f"the upload stands at byte {at['offset']}, not {offset}",
+                remedy="go on from there",
+                field="Upload-Offset",
+                extra={"offset": at["offset"]},
+            )
+        if length is not None and offset + length > at["size"]:
+            raise self._longer(at["size"])
+        counted = 0
+
+        async def counting() -> AsyncIterator[bytes]:
+            nonlocal counted
+            async for chunk in body:
+                counted += len(chunk)
+                if offset + counted > at["size"]:
+                    raise self._longer(at["size"])
+                yield chunk
+
+        return await self.store.append(upload, offset, counting(), at["size"])
+
+    @staticmethod
+    def _longer(size: int) -> Problem:
+        return Problem(
+            413,
+            "too-large",
+            f"the upload was announced with {size} bytes",
+            remedy="begin anew with the right size",
+        )
+
+    async def finish(self, upload: str) -> tuple[str, bool]:
+        """Turn an upload into a blob; its digest, and whether it is new. Asking again is answered again.
+
+        Raises:
+            Problem: 404, 409 bytes are missing.
+            IntegrityError: The bytes have another digest; the upload is gone.
+        """
+        async with self._database.read() as db:
+            known = and_(uploads.c.id == upload, blobs.c.sha256 == uploads.c.sha256)
+            done = await db.scalar(select(blobs.c.sha256).where(known))
+        if done is not None:
+            await self.store.discard(upload)
+            return str(done), False
+        at = await self.progress(upload)
+        if at["offset"] < at["size"]:
+            raise Problem(
+                409,
+                "incomplete",
+                f"{at['offset']} of {at['size']} bytes are here",
+                remedy="send the rest",
+                extra={"offset": at["offset"]},
+            )
+        arrived = await self.store.finish(upload, at["sha256"])
+        try:
+            await self._expect(arrived, at["sha256"])
+        except IntegrityError:
+            await self.abandon(upload)
+            raise
+        return at["sha256"], bool(await self.enter([arrived]))
+
+    async def abandon(self, upload: str) -> None:
+        """Forget an upload."""
+        async with self._database.write() as db:
+            await db.execute(delete(uploads).where(uploads.c.id == upload))
+        await self.store.discard(upload)
+
+    async def usage(self) -> tuple[int, int]:
+        """How many blobs there are, and their bytes in total."""
+        async with self._database.read() as db:
+            row = (await db.execute(select(func.count(), func.coalesce(func.sum(blobs.c.size), 0)))).one()
+        return int(row[0]), int(row[1])
+
+
+async def record(db: AsyncConnection, arrived: Sequence[Incoming], lease_until: str) -> list[str]:
+    """Enter rows for objects that are durable; the digests that are new. What was lost is found again."""
+    held = await _lease(db, [each.sha256 for each in arrived], lease_until)
+    new: list[str] = []
+    for each in arrived:
+        if each.sha256 in held or each.sha256 in new:
+            continue
+        row = {"size": each.size, "key": each.key, "lease_until": lease_until, "lost": False}
+        healed = await db.execute(update(blobs).where(blobs.c.sha256 == each.sha256).values(row))
+        if not healed.rowcount:
+            await db.execute(insert(blobs).values(sha256=each.sha256, created_at=now(), **row))
+        new.append(each.sha256)
+    return new
+
+
+async def _lease(db: AsyncConnection, digests: Sequence[str], until: str) -> set[str]:
+    """Keep those that are here until then; which those are."""
+    wanted = and_(blobs.c.sha256.in_(digests), ~blobs.c.lost)
+    held = set(await db.scalars(select(blobs.c.sha256).where(wanted)))
+    if held:
+        later = and_(blobs.c.sha256.in_(held), blobs.c.lease_until < until)
+        await db.execute(update(blobs).where(later).values(lease_until=until))
+    return held
