@@ -38,7 +38,6 @@ class Ref:
         """
         from neuraverse.manifest import DIGEST_PATTERN, NAME_PATTERN
 
-        text = text.strip()
         if re.fullmatch(DIGEST_PATTERN, text):
             return cls(digest=text)
         name, at, which = text.partition("@")

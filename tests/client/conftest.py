@@ -89,13 +89,13 @@ def replaced(response, content, status=None, **headers):
 
 @pytest.fixture
 def through(url, key_store):
-    """A robot's client behind a meddler: ``through(meddle)`` gives the client and the meddler."""
+    """A client behind a meddler: ``through(meddle, home=)`` gives the client and the meddler."""
     with contextlib.ExitStack() as stack:
 
-        def make(meddle):
+        def make(meddle=lambda request, response: response, home=key_store.home):
             meddler = Meddler(meddle)
             http = stack.enter_context(httpx.Client(transport=meddler))
-            return stack.enter_context(Client(url, home=key_store.home, http=http)), meddler
+            return stack.enter_context(Client(url, home=home, http=http)), meddler
 
         yield make
 

@@ -29,7 +29,7 @@ def test_references(text, expected):
     "text",
     [
         *("", "weld", "acme/", "acme/weld@", "acme/weld@a/b", "acme/weld@1@2", "ACME/weld", "../weld"),
-        *("a/b/c", "acme/wéld", "acme/weld\n", "a" * 10_000, "a/b@" + "1" * 65),
+        *("a/b/c", "acme/wéld", "acme/weld\n", "a" * 10_000, "a/b@" + "1" * 129),
         *(DIGEST.upper(), DIGEST[:-1], DIGEST + "0"),
     ],
 )
