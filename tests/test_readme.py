@@ -90,7 +90,7 @@ def wait_for(server: subprocess.Popen[bytes]) -> None:
     while time.monotonic() < deadline:
         assert server.poll() is None, "the server ended"
         try:
-            if httpx.get(f"{URL}/health").json()["status"] == "ok":
+            if httpx.get(f"{URL}/health/ready").json()["status"] == "ok":
                 return
         except httpx.TransportError:
             time.sleep(0.2)

@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 OWN_TASKS = "neuraverse_envs"
 
 
-def fetch(ref: str, registry: str | None = None, offer: Offer | None = None) -> Skill:
+def fetch(
+    ref: str, registry: str | None = None, offer: Offer | None = None, *, offline: bool = False
+) -> Skill:
     """A skill from a registry or a folder, verified against the trusted keys; see `neuraverse.client`."""
-    from neuraverse.client import Client, Ref
-    from neuraverse.client.refs import is_path
+    from neuraverse.client import Client
 
     with Client(registry) as client, transfer(f"pulling {ref}") as progress:
-        by_name = not is_path(ref) and not Ref.parse(ref).digest
-        return client.pull(settle(client, ref) if by_name else ref, offer=offer, progress=progress)
+        try:
+            return client.pull(ref, offer=offer, progress=progress, offline=offline)
+        except NotFoundError:
+            settle(client, ref)  # names the near ones
+            raise
 
 
 def settle(client: Client, ref: str) -> Resolved:

@@ -27,6 +27,12 @@ def add_to(app: typer.Typer) -> None:
     app.command("list", hidden=True, epilog=example("neuraverse list"))(search)
     app.command("show", rich_help_panel=RECEIVE, epilog=example("neuraverse show acme/weld-seam"))(show)
     app.command(
+        "lineage", rich_help_panel=RECEIVE, epilog=example("neuraverse lineage acme/weld-seam@1.2.0")
+    )(lineage)
+    app.command(
+        "diff", rich_help_panel=RECEIVE, epilog=example("neuraverse diff acme/weld-seam 1.0.0 1.1.0")
+    )(diff)
+    app.command(
         "watch",
         rich_help_panel=RECEIVE,
         epilog=example("neuraverse watch acme/weld-seam", "neuraverse watch --after 0"),
@@ -123,6 +129,66 @@ def show(ref: options.Ref, registry: options.Registry = None, json: options.Json
     )
 
 
+def lineage(ref: options.Ref, registry: options.Registry = None, json: options.Json = None) -> None:
+    """Show what a skill descends from and what descends from it."""
+    from neuraverse.client import Client
+
+    out = Out(json)
+    with Client(registry) as client:
+        found = client.lineage(ref)
+    nodes = {node["digest"]: node for node in found["nodes"]}
+    parents: dict[str, list[str]] = {}
+    for parent, child in found["edges"]:
+        parents.setdefault(child, []).append(parent)
+    out.table(
+        ("", "skill", "95 % lower", "state", "parents"),
+        [
+            (
+                "→" if digest == found["root"] else "",
+                f"{node['name']}@{node['version']}",
+                f"{node['lower']:.1%}",
+                node["state"],
+                ", ".join(f"{nodes[p]['name']}@{nodes[p]['version']}" for p in parents.get(digest, ())),
+            )
+            for digest, node in nodes.items()
+        ],
+    )
+    out.json(found)
+
+
+def diff(
+    name: Annotated[str, typer.Argument(metavar="ORG/SKILL", help="The skill.", show_default=False)],
+    old: Annotated[str, typer.Argument(metavar="FROM", help="A version or alias.", show_default=False)],
+    new: Annotated[str, typer.Argument(metavar="TO", help="Another one.", show_default=False)],
+    registry: options.Registry = None,
+    json: options.Json = None,
+) -> None:
+    """Show what differs between two versions: interface, evaluation, training, files."""
+    from neuraverse.client import Client
+
+    out = Out(json)
+    with Client(registry) as client:
+        found = client.diff(name, old, new)
+    parts = ("interface", "evaluation", "training", "files")
+    out.line(f"{name}: {found['from']} → {found['to']}")
+    out.table(
+        ("part", "field", "from", "to"),
+        [
+            (part, each["field"], _short(each["from"]), _short(each["to"]))
+            for part in parts
+            for each in found[part]
+        ],
+    )
+    if not any(found[part] for part in parts):
+        out.line("nothing that matters differs")
+    out.json(found)
+
+
+def _short(value: object) -> str:
+    text = "" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
 def _ancestors(client: Client, manifest: SkillManifest) -> list[tuple[str, SkillManifest]]:
     """Digest and manifest of parents, grandparents and so on, the nearest first."""
     from neuraverse.manifest import SkillManifest as Manifest
@@ -213,6 +279,9 @@ def pull(
     robot: options.Robot = None,
     tool: options.Tool = None,
     env: options.Env = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no network; take what REF meant before from the cache.")
+    ] = False,
     registry: options.Registry = None,
     json: options.Json = None,
 ) -> None:
@@ -228,14 +297,14 @@ def pull(
         raise UsageError("--tool and --env are for checking a robot", remedy="name it with --robot")
     offer = None
     if robot is not None:
-        manifest, ref = _manifest(ref, registry)
+        manifest, ref = _manifest(ref, registry, offline=offline)
         offer = offer_of(manifest, robot, tool, env)
-    skill = fetch(ref, registry, offer)
+    skill = fetch(ref, registry, offer, offline=offline)
     out.fields([("skill", skill.ref), ("digest", skill.digest), ("folder", str(skill.path))])
     out.json({"skill": skill.ref, "digest": skill.digest, "path": str(skill.path)})
 
 
-def _manifest(ref: str, registry: str | None) -> tuple[SkillManifest, str]:
+def _manifest(ref: str, registry: str | None, *, offline: bool = False) -> tuple[SkillManifest, str]:
     """The manifest behind a reference (a registry's is not verified yet), and one to that very skill."""
     from neuraverse.cli.cell import settle
     from neuraverse.client import Client
@@ -247,6 +316,9 @@ def _manifest(ref: str, registry: str | None) -> tuple[SkillManifest, str]:
     if is_path(ref):
         return Skill.open(Path(ref).expanduser(), admit=verify_skill).manifest, ref
     with Client(registry) as client:
+        if offline:
+            held = client.pull(ref, offline=True)
+            return held.manifest, held.digest
         digest = settle(client, ref).digest
         return SkillManifest.parse(client.manifest(digest)), digest
 

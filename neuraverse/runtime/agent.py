@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from neuraverse.client import Client, Ref
-from neuraverse.errors import NetworkError, NotFoundError, StorageError, UsageError
+from neuraverse.errors import (
+    NetworkError,
+    NeuraverseError,
+    NotFoundError,
+    RevokedError,
+    StorageError,
+    UsageError,
+)
 from neuraverse.runtime.stage import stage
 
 if TYPE_CHECKING:
@@ -93,6 +100,7 @@ class RobotAgent:
         self._on_skill = on_skill
         self._on_refusal = on_refusal
         self._running: _Running | None = None
+        self._left = ""  # why the last skill does not act any more
         self._first = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -106,6 +114,8 @@ class RobotAgent:
     def step(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
         """The action of the skill that acts now.
 
+        A skill that its publisher revoked acts no more, even if there is none to take its place.
+
         Args:
             observation: One array per signal that the robot offers, by name, in SI units; those that
                 the skill does not read are left out.
@@ -116,7 +126,9 @@ class RobotAgent:
         """
         running = self._running
         if running is None:
-            raise UsageError("the agent has no skill yet", remedy="wait for one with agent.wait()")
+            raise UsageError(
+                self._left or "the agent has no skill yet", remedy="wait for one with agent.wait()"
+            )
         wanted = (signal.name for signal in running.skill.interface.observation)
         return running.policy({name: observation[name] for name in wanted if name in observation})
 
@@ -135,6 +147,7 @@ class RobotAgent:
             NeuraverseError: The skill was refused; the one before goes on.
         """
         ref, digest = str(self._ref), ""
+        self._leave_if_revoked()
         try:
             found = self._client.resolve(self._ref)
             held = self.skill
@@ -151,10 +164,24 @@ class RobotAgent:
             if digest or not isinstance(error, NotFoundError):  # that there is nothing yet is no refusal
                 self._refuse(Refusal(ref=ref, digest=digest, error=error))
             raise
-        self._running = _Running(skill=skill, policy=policy)
+        self._running, self._left = _Running(skill=skill, policy=policy), ""
         self._first.set()
         log.info("%s runs %s (%s)", self._offer.robot, skill.ref, skill.digest)
         return True
+
+    def _leave_if_revoked(self) -> None:
+        """Stop acting on a skill that the registry says is revoked; a registry that is down says nothing."""
+        held = self.skill
+        if held is None:
+            return
+        try:
+            self._client.resolve(held.ref)
+        except RevokedError as error:
+            self._running, self._left = None, error.message
+            self._first.clear()
+            self._refuse(Refusal(ref=held.ref, digest=held.digest, error=error))
+        except NeuraverseError:
+            pass
 
     def start(self) -> None:
         """Follow in a thread of its own.

@@ -102,7 +102,6 @@ print(json.dumps([time.process_time() - start, [m for m in heavy if m in sys.mod
         (["train", "weld-seam", "--seed", "many"], "--seed"),
         (["train", "weld-seam", "--seeds", "0"], "--seeds"),
         (["eval", "acme/x", "--episodes", "-1"], "--episodes"),
-        (["serve"], "--data"),
         (["keys", "trust", "a.pem"], "--org"),
     ],
 )
