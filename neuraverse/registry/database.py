@@ -27,6 +27,7 @@ log = logging.getLogger("neuraverse.registry")
 _LOCK = 0x6E657572  # the one advisory lock of writers; any number that nobody else uses
 _CHANNEL = "neuraverse"
 _RECONNECT_S = 2.0
+BUSY_S = 10.0  # how long a writer waits for another
 
 
 class Database:
@@ -82,7 +83,7 @@ class Database:
 
     def _connectable(self) -> AsyncEngine:
         if self.kind == "sqlite":
-            engine = create_async_engine(self._url, connect_args={"timeout": 10.0}, pool_size=8)
+            engine = create_async_engine(self._url, connect_args={"timeout": BUSY_S}, pool_size=8)
             event.listen(engine.sync_engine, "connect", _set_up)
             event.listen(engine.sync_engine, "begin", _begin)
         else:
