@@ -22,9 +22,11 @@ import pytest
 _START_S = 60.0
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def until(ready, what: str, alive=lambda: True, log: Path | None = None) -> None:
@@ -71,8 +73,10 @@ def s3() -> Iterator[SimpleNamespace]:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
-    grpc = [f"-{name}.port.grpc={free_port()}" for name in ports]
+    names = ("master", "volume", "filer", "s3")
+    free = free_ports(2 * len(names))
+    ports = dict(zip(names, free, strict=False))
+    grpc = [f"-{name}.port.grpc={port}" for name, port in zip(names, free[len(names) :], strict=True)]
     command = [
         *(
             str(weed),

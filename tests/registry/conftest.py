@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -9,6 +13,11 @@ import pytest
 from neuraverse import statement
 from neuraverse.registry import Settings, create_app
 from tests import servers
+
+SERVE = (
+    "import sys; from neuraverse.registry import Settings, serve\n"
+    "serve(Settings.load(), ready_file=sys.argv[1])"
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # starlette would rather have httpx2; the client room uses httpx
@@ -61,6 +70,32 @@ def settings(request, data_dir):
         presign=False,
         **request.getfixturevalue("s3").new(),
     )
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start server processes: ``start(data=…, **settings)`` gives the process and its URL."""
+    running = []
+
+    def run(**settings):
+        ready = tmp_path / f"ready-{len(running)}.json"
+        prefix = "NEURAVERSE_REGISTRY_"
+        given = {"port": 0, "collect_hours": 0, "log_level": "warning", **settings}
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, str(ready)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=clean | {f"{prefix}{name.upper()}": str(value) for name, value in given.items()},
+        )
+        running.append(process)
+        servers.until(ready.exists, "the registry", lambda: process.poll() is None)
+        return process, json.loads(ready.read_text())["url"]
+
+    yield run
+    for process in running:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

@@ -167,75 +167,67 @@ def test_the_bytes_of_one_version_come_whole_while_its_alias_moves(
         thread.join()
 
 
-def test_two_processes_show_one_order(tmp_path, postgres, s3, make_skill, publisher):
+def test_two_processes_show_one_order(tmp_path, start, postgres, s3, make_skill, publisher):
     """PostgreSQL and S3: what one process takes in, the other's readers hear of at once, in one order."""
-    shared = {"database": postgres.new(), "presign": False, "collect_hours": 0, **s3.new()}
+    shared = {"database": postgres.new(), "presign": False, **s3.new()}
     skills = [make_skill(tmp_path / f"s{i}", version=f"1.0.{i}", seed=i % 3) for i in range(12)]
-    with (
-        background(Settings.load(data=tmp_path / "a", **shared)) as first,
-        background(Settings.load(data=tmp_path / "b", **shared)) as second,
-    ):
-        heard = {first: [], second: []}
-        ready = threading.Barrier(3)
+    _, first = start(data=tmp_path / "a", **shared)
+    _, second = start(data=tmp_path / "b", **shared)
+    heard = {first: [], second: []}
+    ready = threading.Barrier(3)
 
-        def listen(url):
-            with httpx.stream("GET", f"{url}/v1/events/stream?after=0", timeout=60) as response:
-                lines = response.iter_lines()
-                next(lines)
-                ready.wait()
-                for line in lines:
-                    if line.startswith("id: ") and line != "id: 0":
-                        heard[url].append(int(line[4:]))
-                    if len(heard[url]) == len(skills):
-                        return
+    def listen(url):
+        with httpx.stream("GET", f"{url}/v1/events/stream?after=0", timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            ready.wait()
+            for line in lines:
+                if line.startswith("id: ") and line != "id: 0":
+                    heard[url].append(int(line[4:]))
+                if len(heard[url]) == len(skills):
+                    return
 
-        readers = [threading.Thread(target=listen, args=(url,)) for url in heard]
-        for reader in readers:
-            reader.start()
-        ready.wait()
+    readers = [threading.Thread(target=listen, args=(url,)) for url in heard]
+    for reader in readers:
+        reader.start()
+    ready.wait()
 
-        def write(url, mine):
-            for skill in mine:
-                content = parcel(skill, publisher)
-                assert (
-                    httpx.post(f"{url}/v1/skills", content=content, headers=TAR, timeout=60).status_code
-                    == 201
-                )
+    def write(url, mine):
+        for skill in mine:
+            content = parcel(skill, publisher)
+            assert httpx.post(f"{url}/v1/skills", content=content, headers=TAR, timeout=60).status_code == 201
 
-        writers = [
-            threading.Thread(target=write, args=(url, skills[i::2])) for i, url in enumerate((first, second))
-        ]
-        begun = time.monotonic()
-        for thread in (*writers, *readers):
-            if not thread.is_alive() and thread in writers:
-                thread.start()
-        for thread in (*writers, *readers):
-            thread.join(60)
-        assert time.monotonic() - begun < 14.0  # by notification, not by the next heartbeat
-        assert heard[first] == heard[second] == sorted(heard[first])
-        assert len(heard[first]) == len(skills)
+    writers = [
+        threading.Thread(target=write, args=(url, skills[i::2])) for i, url in enumerate((first, second))
+    ]
+    begun = time.monotonic()
+    for thread in (*writers, *readers):
+        if not thread.is_alive() and thread in writers:
+            thread.start()
+    for thread in (*writers, *readers):
+        thread.join(60)
+    assert time.monotonic() - begun < 14.0  # by notification, not by the next heartbeat
+    assert heard[first] == heard[second] == sorted(heard[first])
+    assert len(heard[first]) == len(skills)
 
 
 def test_fault_06_one_version_from_twenty_writers_in_two_processes(
-    tmp_path, postgres, s3, make_skill, publisher
+    tmp_path, start, postgres, s3, make_skill, publisher
 ):
     from concurrent.futures import ThreadPoolExecutor
 
-    shared = {"database": postgres.new(), "presign": False, "collect_hours": 0, **s3.new()}
+    shared = {"database": postgres.new(), "presign": False, **s3.new()}
     parcels = [parcel(make_skill(tmp_path / f"s{seed}", seed=seed), publisher) for seed in range(20)]
-    with (
-        background(Settings.load(data=tmp_path / "a", **shared)) as first,
-        background(Settings.load(data=tmp_path / "b", **shared)) as second,
-        ThreadPoolExecutor(20) as pool,
-    ):
+    urls = [start(data=tmp_path / name, **shared)[1] for name in "ab"]
 
-        def send(i):
-            url = (first, second)[i % 2]
-            return httpx.post(f"{url}/v1/skills", content=parcels[i], headers=TAR, timeout=60).status_code
+    def send(i):
+        answer = httpx.post(f"{urls[i % 2]}/v1/skills", content=parcels[i], headers=TAR, timeout=60)
+        return answer.status_code
 
+    with ThreadPoolExecutor(20) as pool:
         codes = sorted(pool.map(send, range(20)))
-        assert codes == [201] + [409] * 19
-        assert len(httpx.get(f"{second}/v1/events?after=0").json()["events"]) == 1
+    assert codes == [201] + [409] * 19
+    assert len(httpx.get(f"{urls[1]}/v1/events?after=0").json()["events"]) == 1
 
 
 def test_a_database_that_goes_away(tmp_path, postgres, problem):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -17,37 +16,6 @@ import pytest
 from neuraverse.errors import StorageError, UsageError
 from neuraverse.registry import Settings, background, serve, server
 
-START = (
-    "import sys; from neuraverse.registry import Settings, serve\n"
-    "serve(Settings.load(data=sys.argv[1], port=0, log_level='warning'), ready_file=sys.argv[2])"
-)
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Start a server process on a folder; the process and its URL."""
-    running = []
-
-    def run(folder):
-        ready = tmp_path / f"ready-{len(running)}.json"
-        process = subprocess.Popen(
-            [sys.executable, "-c", START, str(folder), str(ready)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        running.append(process)
-        deadline = time.monotonic() + 60
-        while not ready.exists():
-            assert process.poll() is None, process.stderr.read().decode()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        return process, json.loads(ready.read_text())["url"]
-
-    yield run
-    for process in running:
-        process.kill()
-        process.communicate()
-
 
 def publish(url, skill, submission):
     with httpx.Client(base_url=url) as http:
@@ -58,11 +26,11 @@ def publish(url, skill, submission):
 
 def test_a_published_skill_survives_sigkill(start, tmp_path, tiny_skill, submission):
     folder = tmp_path / "data"
-    process, url = start(folder)
+    process, url = start(data=folder)
     publish(url, tiny_skill, submission)
     process.kill()
     process.communicate()
-    _, url = start(folder)
+    _, url = start(data=folder)
     assert httpx.get(f"{url}/v1/skills/acme/weld-seam/latest").json()["digest"] == tiny_skill.digest
     for name, entry in tiny_skill.manifest.files.items():
         assert httpx.get(f"{url}/v1/blobs/{entry.sha256}").content == tiny_skill.read(name)
@@ -71,7 +39,7 @@ def test_a_published_skill_survives_sigkill(start, tmp_path, tiny_skill, submiss
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_good_order(start, tmp_path, number):
-    process, url = start(tmp_path / "data")
+    process, url = start(data=tmp_path / "data")
     with (
         httpx.stream("GET", f"{url}/v1/events/stream", timeout=30) as stream,
         httpx.Client(timeout=30) as waiting,
@@ -91,7 +59,7 @@ def test_a_signal_ends_it_in_good_order(start, tmp_path, number):
 
 
 def test_a_second_server_on_the_folder_is_refused(start, tmp_path):
-    process, _ = start(tmp_path / "data")
+    process, _ = start(data=tmp_path / "data")
     with pytest.raises(StorageError, match=rf"another server \(process {process.pid}\)"):
         serve(Settings.load(data=tmp_path / "data", port=0))
 
