@@ -25,6 +25,13 @@ from neuraverse.storage import disk_errors, read_regular, write_atomic
 __all__ = ["KeyStore", "PublicKey", "home", "sign", "verify", "verify_manifest", "verify_skill"]
 
 
+def warm_up() -> None:
+    """Load the signing library, which takes a second; for who wants the first signature to be quick."""
+    import importlib
+
+    importlib.import_module("model_signing.verifying")
+
+
 def sign(skill_dir: Path | str, private_key_path: Path | str) -> str:
     """Check a skill directory and sign it; signature.json is written, or replaced.
 

@@ -198,6 +198,13 @@ def _check_content(name: str, data: bytes, manifest: SkillManifest) -> None:
         check_blob(name, bytes(data), manifest)
 
 
+def warm_up() -> None:
+    """Load the signing library before the first publish has to wait for it."""
+    from neuraverse import trust
+
+    trust.warm_up()
+
+
 def _checked(manifest: bytes, signature: bytes, public_key: bytes, files: Mapping[str, bytes]) -> Submission:
     from neuraverse import trust  # loads the signing library, which is slow to import
 
