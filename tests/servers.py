@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import shutil
 import socket
@@ -87,8 +88,10 @@ def s3() -> Iterator[SimpleNamespace]:
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
         ),
-        *("-s3", f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-volume.max=20", "-filer"),
+        *("-s3", f"-s3.config={folder / 's3.json'}", "-volume.max=20", "-filer"),
+        *("-s3.port.iceberg=0", "-s3.port.lance=0"),  # else on fixed ports, which another run may hold
         *("-master.volumeSizeLimitMB=256", "-master.volumePreallocate=false"),
+        "-master.telemetry=false",  # else it reports to its makers
         *(f"-{name}.port={port}" for name, port in ports.items()),
         *grpc,
     ]
@@ -107,7 +110,12 @@ def s3() -> Iterator[SimpleNamespace]:
 
         shell = [str(weed), "shell", f"-master=127.0.0.1:{ports['master']}.{grpc[0].partition('=')[2]}"]
         done = subprocess.run(
-            shell, input="s3.bucket.create -name neuraverse\n", capture_output=True, text=True, timeout=60
+            shell,
+            input="s3.bucket.create -name neuraverse\n",
+            env=os.environ | {"TMPDIR": str(folder)},  # its logs
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert "created bucket neuraverse" in done.stdout.lower(), done.stdout + done.stderr
 
@@ -125,6 +133,9 @@ def s3() -> Iterator[SimpleNamespace]:
         process.kill()  # its orderly end takes 20 s, and nothing here is to be kept
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
+        for port in free:
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

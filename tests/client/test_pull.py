@@ -370,7 +370,7 @@ def test_a_cut_download_goes_on_where_it_was(published, through, net):
         None,
         *(f"bytes={n}-" for n in range(1000, size, 1000)),
     ]
-    assert all(r.headers["if-range"] == f'"{weights_of(published)}"' for r in asked[1:])
+    assert not any("if-range" in r.headers for r in asked)  # whoever sends the rest may have tags of its own
 
 
 def test_a_pull_that_gave_up_goes_on_later(published, through, net, robot):

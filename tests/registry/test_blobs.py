@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import time
 
 import pytest
 
@@ -265,3 +266,32 @@ def test_errors_of_the_store_are_ours(store, data_dir):
     (data_dir / "blobs" / "sha256" / HEX[:2]).rmdir()
     with pytest.raises(StorageError, match="cannot write"):
         asyncio.run(store.receive(HEX, _chunks(DATA)))
+
+
+def test_a_cancelled_read_waits_for_its_thread(store, data_dir, monkeypatch):
+    """However often it is cancelled: the thread uses the descriptor, which may be another's next."""
+    ended, pread = [], os.pread
+
+    def slow(descriptor, count, offset):
+        time.sleep(0.2)
+        data = pread(descriptor, count, offset)
+        ended.append(len(data))
+        return data
+
+    async def main():
+        arrived = await store.receive(HEX, _chunks(DATA))
+        monkeypatch.setattr(os, "pread", slow)
+
+        async def read():
+            async for _ in store.read(arrived.key, 0, len(DATA)):
+                pass
+
+        task = asyncio.create_task(read())
+        for _ in range(4):
+            await asyncio.sleep(0.03)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended == [len(DATA)]
+
+    asyncio.run(main())

@@ -243,8 +243,23 @@ async def off_loop(function: Callable[..., T], *args: object) -> T:
 
 
 async def _all(waiting: list[asyncio.Future[T]]) -> list[T]:
-    try:
-        return await asyncio.shield(asyncio.gather(*waiting))
-    except BaseException:
-        await asyncio.wait(waiting)
-        raise
+    """Wait for all, however often the caller is cancelled: their threads use descriptors of the caller's.
+
+    Raises:
+        CancelledError: The caller was cancelled; all have ended.
+        Exception: The first of theirs.
+    """
+    gathered = asyncio.gather(*waiting, return_exceptions=True)
+    cancelled: asyncio.CancelledError | None = None
+    while not gathered.done():
+        try:
+            await asyncio.shield(gathered)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    results = gathered.result()
+    if cancelled is not None:
+        raise cancelled
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results  # type: ignore[return-value]
