@@ -32,8 +32,12 @@ def warm_up() -> None:
     importlib.import_module("model_signing.verifying")
 
 
-def sign(skill_dir: Path | str, private_key_path: Path | str) -> str:
+def sign(skill_dir: Skill | Path | str, private_key_path: Path | str) -> str:
     """Check a skill directory and sign it; signature.json is written, or replaced.
+
+    Args:
+        skill_dir: The directory, or a skill that was opened from it and so has been checked.
+        private_key_path: PEM of an EC P-256 key.
 
     Returns:
         The fingerprint of the key.
@@ -45,7 +49,7 @@ def sign(skill_dir: Path | str, private_key_path: Path | str) -> str:
     """
     from model_signing import signing
 
-    skill = Skill.open(skill_dir)
+    skill = skill_dir if isinstance(skill_dir, Skill) else Skill.open(skill_dir)
     public = _public_half(Path(private_key_path))
     with _scratch() as folder:
         target = folder / SIGNATURE

@@ -36,7 +36,7 @@ def publish(
     public = keys.public_key(key)
     skill = Skill.open(path)
     if not (path / SIGNATURE).exists():
-        sign(path, keys.private_key_path(key))
+        sign(skill, keys.private_key_path(key))
     manifest, signature = skill.read(MANIFEST), skill.read(SIGNATURE)
     try:
         verify_manifest(manifest, signature, [public])

@@ -9,7 +9,8 @@ from fastapi.responses import StreamingResponse
 
 from neuraverse.registry.config import Settings
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.vault import Blob, Vault
+from neuraverse.registry.stores import Blob
+from neuraverse.registry.vault import Vault
 
 IMMUTABLE = "public, max-age=31536000, immutable"
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")

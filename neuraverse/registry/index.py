@@ -15,11 +15,13 @@ from neuraverse.registry.database import Database
 from neuraverse.registry.feed import Event
 from neuraverse.registry.limits import MAX_LINEAGE, MAX_VERSIONS
 from neuraverse.registry.problems import Problem
+from neuraverse.registry.stores import Blob
 from neuraverse.registry.tables import (
     ACTIVE,
     REVOKED,
     YANKED,
     aliases,
+    blobs,
     events,
     lineage,
     manifests,
@@ -47,14 +49,14 @@ class Whole:
         digest: ``sha256:<hex>`` of the manifest.
         manifest: Its exact bytes.
         signature: Exact bytes of the signature.
-        files: SHA-256 of each file by name.
+        files: Each file by name.
         warnings: What its publisher wants to be known.
     """
 
     digest: str
     manifest: bytes
     signature: bytes
-    files: dict[str, str]
+    files: dict[str, Blob]
     warnings: list[str]
 
 
@@ -114,12 +116,16 @@ class Index:
                     )
                 )
             ).one()
-            held = await db.execute(select(version_files).where(version_files.c.version_id == row.id))
+            query = select(version_files.c.name, blobs).join(blobs)
+            held = list(await db.execute(query.where(version_files.c.version_id == row.id)))
+            for each in held:
+                if each.lost:
+                    raise lost(each.sha256)
             return Whole(
                 digest=row.digest,
                 manifest=bytes(documents.manifest),
                 signature=bytes(documents.signature),
-                files={each.name: each.sha256 for each in held},
+                files={e.name: Blob(sha256=e.sha256, size=e.size, key=e.key) for e in held},
                 warnings=_warnings(skill, row),
             )
 
@@ -333,6 +339,16 @@ async def _best(db: AsyncConnection, mine: Any, which: str) -> Row[Any] | None:
         raise Problem(400, "invalid", error.message, remedy=error.remedy, field="version") from error
     rows = await db.execute(mine.where(versions.c.state == ACTIVE).order_by(versions.c.order_key.desc()))
     return next((row for row in rows if wanted.allows(row.version)), None)
+
+
+def lost(sha256: str) -> Problem:
+    """The answer to who asks for a blob that rotted."""
+    return Problem(
+        404,
+        "lost",
+        f"the blob {sha256} has rotted on the registry's disk and was taken away",
+        remedy="whoever has the skill can publish the same bytes again; that heals it",
+    )
 
 
 def revoked(what: str, reason: str) -> Problem:

@@ -18,7 +18,7 @@ from neuraverse.manifest import SkillManifest, digest_of
 from neuraverse.policy import output_name
 from neuraverse.registry.database import Database
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.stores import Incoming
+from neuraverse.registry.stores import Blob, Incoming
 from neuraverse.registry.tables import (
     blobs,
     events,
@@ -31,7 +31,7 @@ from neuraverse.registry.tables import (
     version_files,
     versions,
 )
-from neuraverse.registry.vault import Blob, Vault, record
+from neuraverse.registry.vault import Vault, record
 from neuraverse.skill import check_blob
 from neuraverse.versions import is_prerelease, order_key
 
@@ -96,8 +96,10 @@ class Publisher:
         """
         new = await asyncio.to_thread(_checked, manifest, signature, public_key, files)
         here = await self._here(new)
+        await asyncio.to_thread(_check_all, new)
         for name, entry in new.manifest.files.items():
-            await self._check(name, new, here.get(entry.sha256))
+            if name not in files:
+                await self._check(name, new, here[entry.sha256])
         fresh = {
             entry.sha256: files[name]
             for name, entry in new.manifest.files.items()
@@ -142,13 +144,8 @@ class Publisher:
                 )
         return here
 
-    async def _check(self, name: str, new: Submission, blob: Blob | None) -> None:
-        """The content of one file, as every client will check it, but nothing is run."""
-        data = new.files.get(name)
-        if data is not None:
-            await asyncio.to_thread(_check_content, name, data, new.manifest)
-            return
-        assert blob is not None
+    async def _check(self, name: str, new: Submission, blob: Blob) -> None:
+        """The content of one file that is here."""
         async with contextlib.AsyncExitStack() as stack:
             if blob.size > _LARGE_BYTES:
                 await stack.enter_async_context(self._one_large)
@@ -184,7 +181,14 @@ def missing_blob(name: str, sha256: str) -> Problem:
     )
 
 
+def _check_all(new: Submission) -> None:
+    """The content of the files that came along."""
+    for name, data in new.files.items():
+        _check_content(name, data, new.manifest)
+
+
 def _check_content(name: str, data: bytes, manifest: SkillManifest) -> None:
+    """As every client will check it, but nothing is run."""
     interface = manifest.interface
     if name == "model.safetensors":
         check_blob(name, data, manifest)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import and_, delete, exists, func, insert, select, update
@@ -13,24 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from neuraverse.errors import IntegrityError
 from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database
+from neuraverse.registry.index import lost
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.stores import Incoming, Store
+from neuraverse.registry.stores import Blob, Incoming, Store
 from neuraverse.registry.tables import REVOKED, blobs, now, uploads, version_files, versions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Blob:
-    """One blob.
-
-    Attributes:
-        sha256: Hex digest.
-        size: Length [bytes].
-        key: Its name in the store.
-    """
-
-    sha256: str
-    size: int
-    key: str
 
 
 class Vault:
@@ -64,18 +49,20 @@ class Vault:
         if row.held and not row.free:
             raise Problem(410, "revoked", f"the blob {sha256} belongs to a skill that was revoked")
         if row.lost:
-            raise Problem(
-                404,
-                "lost",
-                f"the blob {sha256} has rotted on the registry's disk and was taken away",
-                remedy="whoever has the skill can publish the same bytes again; that heals it",
-            )
+            raise lost(sha256)
         return Blob(sha256=sha256, size=row.size, key=row.key)
 
     async def missing(self, digests: Sequence[str]) -> list[str]:
         """Those of the digests that are not here; what is here is kept for a while, to be published."""
-        async with self._database.write() as db:
-            held = await _lease(db, digests, self.lease_until())
+        enough = now(self._settings.grace_hours / 2)
+        async with self._database.read() as db:
+            query = select(blobs.c.sha256, blobs.c.lease_until).where(
+                blobs.c.sha256.in_(digests), ~blobs.c.lost
+            )
+            held = {row.sha256: row.lease_until for row in await db.execute(query)}
+        if any(until < enough for until in held.values()):
+            async with self._database.write() as db:  # and look again: the collector may have come between
+                held = dict.fromkeys(await _lease(db, digests, self.lease_until()))
         return [d for d in dict.fromkeys(digests) if d not in held]
 
     async def put(self, sha256: str, body: AsyncIterator[bytes]) -> bool:

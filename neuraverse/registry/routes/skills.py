@@ -24,6 +24,7 @@ from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE
 
 PUBLIC_KEY = "public.pem"
 _FRESH = {"Cache-Control": "no-cache"}
+_PIECE_BYTES = 256 << 10
 
 
 class Publish(BaseModel):
@@ -154,9 +155,10 @@ def _add_archive(api: APIRouter, registry: Registry) -> None:
             headers["Neuraverse-Warnings"] = json.dumps(found.warnings)
         if not_modified(request, tag):
             return Response(status_code=304, headers=headers)
-        blobs = {entry: await registry.vault.find(found.files[entry]) for entry in BLOBS}
+        blobs = {entry: found.files[entry] for entry in BLOBS}
         documents = {MANIFEST: found.manifest, SIGNATURE: found.signature}
         sizes = [len(data) for data in documents.values()] + [blob.size for blob in blobs.values()]
+        headers["Content-Length"] = str(archive.total(sizes))
 
         async def body() -> AsyncIterator[bytes]:
             yield b"".join(
@@ -170,8 +172,18 @@ def _add_archive(api: APIRouter, registry: Registry) -> None:
                 yield archive.padding(blob.size)
             yield archive.END
 
-        headers["Content-Length"] = str(archive.total(sizes))
-        return StreamingResponse(body(), media_type=PARCEL, headers=headers)
+        return StreamingResponse(_gathered(body()), media_type=PARCEL, headers=headers)
+
+
+async def _gathered(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in pieces of some size: each one that is sent costs a turn of the event loop."""
+    buffer = bytearray()
+    async for part in parts:
+        buffer += part
+        if len(buffer) >= _PIECE_BYTES:
+            yield bytes(buffer)
+            buffer.clear()
+    yield bytes(buffer)
 
 
 def _add_documents(api: APIRouter, registry: Registry) -> None:

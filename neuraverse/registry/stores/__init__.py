@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Incoming", "Store", "Stored", "new_key", "sha256_of"]
+__all__ = ["Blob", "Incoming", "Store", "Stored", "new_key", "sha256_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,21 @@ class Stored:
     key: str
     size: int
     age_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blob:
+    """An object that a row of ``blobs`` speaks of.
+
+    Attributes:
+        sha256: Hex digest.
+        size: Length [bytes].
+        key: Its name in the store.
+    """
+
+    sha256: str
+    size: int
+    key: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,166 @@
+"""The registry: publish and pull against MLflow, large blobs against nginx, verification against SHA-256."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import registry_blobs
+from benchmarks.harness import Options, Report, say
+from benchmarks.machine import other_load
+from benchmarks.registry_peers import KINDS, load, make_skills, register, served
+from neuraverse.keys import KeyStore
+from neuraverse.trust import sign, verify
+
+ONE, MANY = 12, 48  # skills in a run of one client, and of 16
+CLIENTS = {1: (1, 1), 16: (4, 4)}  # processes and threads in each
+LARGE_BYTES = 250_000_000
+
+
+def measure(options: Options) -> Report:
+    """All three parts, in one run."""
+    report = Report()
+    with tempfile.TemporaryDirectory(prefix="neuraverse-bench-") as name, _home(Path(name)) as keys:
+        folder = Path(name)
+        _versions(report, options, folder)
+        registry_blobs.measure(report, options, folder)
+        _verify(report, options, folder, keys)
+    return report
+
+
+@contextlib.contextmanager
+def _home(folder: Path):
+    """A publisher's home, which the worker processes use too."""
+    before = os.environ.get("NEURAVERSE_HOME")
+    keys = KeyStore(folder / "home")
+    keys.new()
+    os.environ["NEURAVERSE_HOME"] = str(keys.home)
+    try:
+        yield keys
+    finally:
+        os.environ.pop("NEURAVERSE_HOME")
+        if before is not None:
+            os.environ["NEURAVERSE_HOME"] = before
+
+
+def _versions(report: Report, options: Options, folder: Path) -> None:
+    """Publish and pull of skills of 1 MB; every version is published once and pulled into an empty cache."""
+    kinds = [k for k in KINDS if k == "ours" or importlib.util.find_spec("mlflow")]
+    if "mlflow" not in kinds:
+        report.notes.append("MLflow is not installed: pip install -e '.[bench]'")
+    with contextlib.ExitStack() as stack:
+        urls = {}
+        for kind in kinds:
+            (folder / kind).mkdir()
+            say(f"starting the server of {kind}")
+            urls[kind], _ = stack.enter_context(served(kind, folder / kind))
+        for k in range(options.rounds):
+            for kind in kinds[:: -1 if k % 2 else 1]:
+                for clients in CLIENTS:
+                    _round(report, options, folder / f"skills-{k}-{kind}", kind, urls[kind], k, clients)
+    for kind in kinds:
+        for task in ("publish", "pull"):
+            for clients in CLIENTS:
+                _figures(report, f"{kind}_{task}_{clients}")
+    if "mlflow" in kinds:
+        _compare(report)
+
+
+def _round(report: Report, options: Options, folder: Path, kind: str, url: str, k: int, clients: int) -> None:
+    count = (3 if clients == 1 else 16) if options.quick else (ONE if clients == 1 else MANY)
+    names = [f"r{k}c{clients}-{i}" for i in range(count)]
+    make_skills(folder, names)
+    register(kind, url, names[0].rpartition("-")[0])
+    processes, threads = CLIENTS[clients]
+    folders = [folder / name for name in names]
+    for task in ("publish", "pull"):
+        with other_load() as busy:
+            taken, seconds = load(kind, task, url, folders, processes=processes, threads=threads)
+        p50, p99 = (round(1e3 * float(v), 2) for v in np.percentile(taken, (50, 99)))
+        report.rows.append(
+            {
+                "contender": f"{kind}_{task}_{clients}",
+                "round": k,
+                "value": round(len(taken) / seconds, 3),
+                "unit": "skills/s",
+                "p50_ms": p50,
+                "p99_ms": p99,
+                "seconds": round(seconds, 4),
+                "other_load": round(busy(), 2),
+            }
+        )
+        say(f"{kind}, {task}, {clients} clients: p50 {p50:.1f} ms, {len(taken) / seconds:.1f} skills/s")
+    shutil.rmtree(folder)
+
+
+def _figures(report: Report, name: str) -> None:
+    rows = [row for row in report.rows if row["contender"] == name]
+    for column in ("p50_ms", "p99_ms"):
+        report.figures[f"{name}_{column}"] = round(statistics.median(row[column] for row in rows), 2)
+
+
+def _compare(report: Report) -> None:
+    """Less time is better: theirs over ours; more skills per second are better: ours over theirs."""
+    for task, bar in (("publish", 3.0), ("pull", 5.0)):
+        theirs, ours = (report.figures[f"{kind}_{task}_1_p50_ms"] for kind in ("mlflow", "ours"))
+        report.ratio(f"{task}_over_mlflow", theirs, ours, at_least=bar)
+    for task in ("publish", "pull"):
+        ours, theirs = (report.median(f"{kind}_{task}_16") for kind in ("ours", "mlflow"))
+        report.ratio(f"{task}_throughput_16_over_mlflow", ours, theirs, at_least=5.0)
+
+
+def _verify(report: Report, options: Options, folder: Path, keys: KeyStore) -> None:
+    """Signature and every byte of a skill on the disk, against SHA-256 of the same bytes."""
+    hidden = {"1mb": 300, "250mb": 2000 if options.quick else 4650}
+    for size, width in hidden.items():
+        make_skills(folder / size, [f"verify{size}-0"], width)
+        path = folder / size / f"verify{size}-0"
+        sign(path, keys.private_key_path())
+        files = sorted(path.iterdir())
+        for k in range(options.rounds):
+            tasks = [("verify", lambda: verify(path, keys)), ("sha256", lambda: _hash(files))]  # noqa: B023
+            for name, task in tasks[:: -1 if k % 2 else 1]:
+                with other_load() as busy:
+                    begun = time.perf_counter()
+                    task()
+                    seconds = time.perf_counter() - begun
+                total = sum(file.stat().st_size for file in files)
+                report.rows.append(
+                    {
+                        "contender": f"{name}_{size}",
+                        "round": k,
+                        "value": round(total / seconds / 1e6, 3),
+                        "unit": "MB/s",
+                        "bytes": total,
+                        "seconds": round(seconds, 5),
+                        "other_load": round(busy(), 2),
+                    }
+                )
+        taken = {n: _seconds(report.rows, f"{n}_{size}") for n in ("verify", "sha256")}
+        share = round(taken["verify"] / taken["sha256"], 3)
+        report.figures[f"verify_{size}_ms"] = round(1e3 * taken["verify"], 2)
+        report.figures[f"verify_{size}_share_of_sha256"] = share
+        say(f"verify {size}: {1e3 * taken['verify']:.1f} ms, {share:.2f} × SHA-256")
+        shutil.rmtree(folder / size)
+    report.bars["verify_250mb_share_of_sha256"] = {"at_most": 1.5}
+
+
+def _seconds(rows: Sequence[dict[str, Any]], contender: str) -> float:
+    return statistics.median(row["seconds"] for row in rows if row["contender"] == contender)
+
+
+def _hash(files: Sequence[Path]) -> None:
+    for file in files:
+        with file.open("rb") as opened:
+            hashlib.file_digest(opened, "sha256")
