@@ -1,8 +1,8 @@
 """Registries behind one small face, and the clients that load them: ours and MLflow's.
 
 A worker is a process of its own, so that no interpreter lock is shared with the server or among all clients.
-It is ``python -m benchmarks.registry_peers KIND TASK URL FOLDER THREADS``: it prepares, says so, waits for a line on
-its standard input, works through the folders under FOLDER, and prints the seconds that each took.
+It is ``python -m benchmarks.registry_peers KIND TASK URL THREADS FOLDER …``: it does the first of the folders,
+says so, waits for a line on its standard input, does the others, and prints the seconds that each took.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def load(
         kind: Whose clients.
         task: ``publish`` or ``pull``.
         url: Address of the server.
-        folders: One skill each.
+        folders: One skill each; the first of each worker is not measured.
         processes: Worker processes.
         threads: Clients in each.
 
@@ -206,10 +206,11 @@ def _work(kind: str, task: str, url: str, threads: int, folders: Sequence[Path])
         do(folder)
         return time.perf_counter() - begun
 
+    do(folders[0])  # loads what is loaded late, and connects
     print("ready", flush=True)
     sys.stdin.readline()
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(timed, folders))
+        return list(pool.map(timed, folders[1:]))
 
 
 def _ours_client(task: str, url: str) -> Callable[[Path], object]:

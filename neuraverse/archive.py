@@ -75,7 +75,7 @@ class Reader:
         self._names = tuple(names)
         self._required = len(names) if required is None else required
         self._limit = limit
-        self._buffer = b""
+        self._buffer = memoryview(b"")
         self._left = 0  # bytes of the current file, and of its padding
         self._pad = 0
 
@@ -106,7 +106,7 @@ class Reader:
             self._left, self._pad = size, -size % BLOCK
             yield name, size
 
-    def stream(self) -> Iterator[bytes]:
+    def stream(self) -> Iterator[memoryview]:
         """The bytes of the current file."""
         while self._left:
             data = self._next(self._left)
@@ -139,18 +139,18 @@ class Reader:
         if self._buffer or any(self._chunks):
             raise _malformed("there are bytes behind its end")
 
-    def _next(self, most: int) -> bytes:
-        """Some bytes, at least one."""
+    def _next(self, most: int) -> memoryview:
+        """Some bytes, at least one; they are copied when they are put together."""
         while not self._buffer:
             try:
-                self._buffer = next(self._chunks)
+                self._buffer = memoryview(next(self._chunks))
             except StopIteration:
                 raise _malformed("it ends early") from None
         data, self._buffer = self._buffer[:most], self._buffer[most:]
         return data
 
     def _exactly(self, size: int) -> bytes:
-        parts = []
+        parts: list[memoryview] = []
         while size:
             parts.append(self._next(size))
             size -= len(parts[-1])

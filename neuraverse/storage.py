@@ -13,7 +13,8 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from neuraverse.errors import IntegrityError, StorageError, UsageError
@@ -116,9 +117,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir()
         yield temporary
         with disk_errors("write", path):
-            for file in temporary.iterdir():
-                _sync(file)
-            sync_folder(temporary)
+            _sync_all([*temporary.iterdir(), temporary])
             os.rename(temporary, path)
             try:
                 sync_folder(path.parent)
@@ -132,6 +131,12 @@ def new_folder(path: Path) -> Iterator[Path]:
 def sync_folder(path: Path) -> None:
     """Make renames within a folder durable."""
     _sync(path)
+
+
+def _sync_all(paths: Sequence[Path]) -> None:
+    """All at once: flushes that wait together share one commit of the file system's journal."""
+    with ThreadPoolExecutor(len(paths), "flush") as pool:
+        list(pool.map(_sync, paths))
 
 
 def _sync(path: Path) -> None:

@@ -7,7 +7,6 @@ was cut. Either way the manifest comes first: signature, trust and interface are
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -17,15 +16,15 @@ from typing import TYPE_CHECKING
 from neuraverse.client.cache import Cache
 from neuraverse.client.download import Progress, fetch
 from neuraverse.client.memory import Memory
-from neuraverse.client.refs import Ref, Resolved
-from neuraverse.client.transport import Transport
+from neuraverse.client.parcel import Parcel
+from neuraverse.client.refs import LATEST, Ref, Resolved, texts_of
+from neuraverse.client.transport import TAR, Transport
 from neuraverse.errors import ContentError, IncompatibleError, IntegrityError, NetworkError, RevokedError
 from neuraverse.storage import disk_errors, new_folder
 
 if TYPE_CHECKING:
     import httpx
 
-    from neuraverse.archive import Reader
     from neuraverse.interface import Offer
     from neuraverse.manifest import SkillManifest
     from neuraverse.skill import Skill
@@ -72,35 +71,42 @@ class Pull:
         if held is not None and not self._cache.skill(held.digest).exists():
             held = None
         try:
-            return self._archive(ref, held)
-        except NetworkError as error:
+            return self._whole(ref, held=held)
+        except _Unanswered as error:
             if held is None:
-                raise
-            log.warning("%s - going on with %s, which it meant before", error, held.ref)
+                raise error.why from None
+            log.warning("%s - going on with %s, which it meant before", error.why, held.ref)
             return self.offline(ref)
-        except RevokedError:
-            self._memory.forget(ref)
-            raise
+
+    def settled(self, found: Resolved) -> Skill:
+        """A skill by its digest, from the cache or else from the registry; see `Client.pull` for the errors."""
+        with self._alone(found):
+            skill = self._cached(found)
+        if skill is None:
+            try:
+                skill = self._whole(Ref(name=found.name, which=found.version), wanted=found)
+            except _Unanswered as error:
+                raise error.why from None
+        if found.asked:
+            self._memory.remember(Ref.parse(found.asked), found)
+        return skill
 
     def offline(self, ref: Ref) -> Skill:
         """What a reference meant when the registry was last asked, from the cache alone.
 
         Raises:
+            RevokedError: It was revoked.
             NetworkError: It is not in the cache, whole and trusted.
             IncompatibleError: It does not fit the robot.
         """
         held = self._cache.name_of(ref.digest) if ref.digest else self._memory.recall(ref)
         if held is not None:
+            self._memory.refuse_revoked(held)
             with self._alone(held):
                 skill = self._cached(held)
             if skill is not None:
                 return skill
         raise NetworkError(f"{ref} is not in the cache", remedy="pull it when the registry can be reached")
-
-    def settled(self, found: Resolved) -> Skill:
-        """A skill by its digest, from the cache or else file by file; see `Client.pull` for the errors."""
-        with self._alone(found):
-            return self._cached(found) or self._download(found)
 
     @contextlib.contextmanager
     def _alone(self, found: Resolved) -> Iterator[None]:
@@ -128,102 +134,83 @@ class Pull:
             return None
         return skill
 
-    def _archive(self, ref: Ref, held: Resolved | None) -> Skill:
-        """Ask for all of it at once; what is in the cache is not sent again."""
+    def _whole(self, ref: Ref, *, held: Resolved | None = None, wanted: Resolved | None = None) -> Skill:
+        """Ask for all of a skill at once; what is in the cache is not sent again.
+
+        Args:
+            ref: Its name.
+            held: What it meant before, if that is in the cache.
+            wanted: What it must mean.
+
+        Raises:
+            _Unanswered: The registry could not be asked what it means.
+        """
+        found: Resolved | None = None
+        skill: Skill | None = None
         headers = {} if held is None else {"If-None-Match": f'"{held.digest.removeprefix("sha256:")}-tar"'}
-        with self._transport.stream("GET", f"{ref.path}/archive", headers=headers, ok=(200, 304)) as answer:
-            _warn(answer)
-            if answer.status_code == 304:
-                if held is None:
+        path = f"{ref.path}/archive"
+        try:
+            with self._transport.stream("GET", path, headers=headers, ok=(200, 304)) as answer:
+                _warn(answer)
+                if answer.status_code == 304 and held is None:
                     raise NetworkError(f"{self._transport.url} says that {ref} is here, which it is not")
-                found = held
-            else:
-                found, skill = self._take(ref, answer)
-                if skill is not None:
-                    return skill
-        skill = self.settled(found)  # large, or in the cache already, or spoilt there
-        self._memory.remember(ref, found)
+                if answer.status_code == 304:
+                    found = held
+                else:
+                    self._transport.expect(answer, TAR, path)
+                    parcel = Parcel(self._transport.chunks(answer), ref)
+                    found = parcel.found(answer.headers.get("neuraverse-digest", ""), wanted)
+                    self._memory.check(found)
+                    self._admit(parcel.manifest_bytes, parcel.signature, found)
+                    skill = self._unpack(found, parcel)
+        except NetworkError as error:
+            if found is None:
+                raise _Unanswered(error) from error
+            log.debug("%s: going on file by file", error)
+        except RevokedError as error:
+            self._memory.revoke(ref, error.message)
+            raise
+        assert found is not None
+        if skill is None:  # large, or in the cache already, or spoilt there, or cut
+            with self._alone(found):
+                skill = self._cached(found) or self._download(found)
+        self._keep_in_mind(ref, found)
         return skill
 
-    def _take(self, ref: Ref, answer: httpx.Response) -> tuple[Resolved, Skill | None]:
-        """Take the archive apart; None instead of the skill if it is better fetched file by file."""
-        from neuraverse.archive import Reader
-        from neuraverse.manifest import BLOBS, MAX_FILE_BYTES
-        from neuraverse.skill import MANIFEST, SIGNATURE
+    def _keep_in_mind(self, ref: Ref, found: Resolved) -> None:
+        from neuraverse.manifest import version_key
 
-        order = (MANIFEST, SIGNATURE, *BLOBS)
-        reader = Reader(answer.iter_raw(), order, limit=MAX_FILE_BYTES)
-        members = reader.members()
-        data, signature = (self._document(reader, *next(members)) for _ in range(2))
-        found, manifest = self._meant(ref, data, answer)
+        before = self._memory.recall(ref)
+        if ref.which == LATEST and before is not None:
+            if version_key(found.version) < version_key(before.version):
+                log.warning("%s means %s now; it meant %s before", ref, found.ref, before.ref)
         self._memory.remember(ref, found)
-        self._admit(data, signature, found)
-        total = sum(entry.size for entry in manifest.files.values())
-        if total > ARCHIVE_BYTES or self._cache.skill(found.digest).exists():
-            return found, None
+
+    def _unpack(self, found: Resolved, parcel: Parcel) -> Skill | None:
+        """The skill, out of its archive into the cache; None if it is better fetched file by file."""
+        if parcel.total > ARCHIVE_BYTES:
+            return None
         with self._alone(found):
-            if self._cache.skill(found.digest).exists():  # another process brought it meanwhile
-                return found, None
-            return found, self._write(found, manifest, data, signature, reader, members, total)
+            if self._cache.skill(found.digest).exists():  # or another process has brought it meanwhile
+                return None
+            return self._write(found, parcel)
 
-    def _document(self, reader: Reader, name: str, size: int) -> bytes:
-        from neuraverse.manifest import MAX_MANIFEST_BYTES
-        from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES
-
-        limit = MAX_MANIFEST_BYTES if name == MANIFEST else MAX_SIGNATURE_BYTES
-        if size > limit:
-            raise IntegrityError(f"the registry sends {size} bytes for {name}; at most {limit} are allowed")
-        return reader.data()
-
-    def _meant(self, ref: Ref, data: bytes, answer: httpx.Response) -> tuple[Resolved, SkillManifest]:
-        """What the registry answers a reference with, if it can be that."""
-        from neuraverse.manifest import SkillManifest, digest_of
-        from neuraverse.versions import parse_range
-
-        manifest, digest = SkillManifest.parse(data), digest_of(data)
-        said = answer.headers.get("neuraverse-digest")
-        wrong = manifest.name != ref.name or said != digest
-        if ref.is_exact:
-            wrong = wrong or manifest.version != ref.which
-        elif not ref.which[:1].isalpha():
-            wrong = wrong or not parse_range(ref.which).allows(manifest.version)
-        if wrong:
-            raise IntegrityError(
-                f"the registry answered {ref} with {manifest.ref} ({digest})", remedy="do not trust it"
-            )
-        return Resolved(name=manifest.name, version=manifest.version, digest=digest), manifest
-
-    def _write(
-        self,
-        found: Resolved,
-        manifest: SkillManifest,
-        data: bytes,
-        signature: bytes,
-        reader: Reader,
-        members: Iterator[tuple[str, int]],
-        total: int,
-    ) -> Skill:
+    def _write(self, found: Resolved, parcel: Parcel) -> Skill:
         from neuraverse.skill import MANIFEST, SIGNATURE, Skill
 
         target, done = self._cache.skill(found.digest), 0
         with new_folder(target) as folder:
-            for name, size in members:
-                entry = manifest.files[name]  # type: ignore[index]
-                if size != entry.size:
-                    raise _other_bytes(name)
-                content = reader.data()
-                if hashlib.sha256(content).hexdigest() != entry.sha256:
-                    raise _other_bytes(name)
+            for name, content in parcel.files():
                 with disk_errors("write", target):
                     (folder / name).write_bytes(content)
-                done += size
+                done += len(content)
                 if self._progress is not None:
-                    self._progress(done, total)
+                    self._progress(done, parcel.total)
             with disk_errors("write", target):
-                (folder / MANIFEST).write_bytes(data)
-                (folder / SIGNATURE).write_bytes(signature)
+                (folder / MANIFEST).write_bytes(parcel.manifest_bytes)
+                (folder / SIGNATURE).write_bytes(parcel.signature)
             Skill.open(folder)  # every byte once more, as it lies on the disk
-        return Skill(target, data)
+        return Skill(target, parcel.manifest_bytes)
 
     def _download(self, found: Resolved) -> Skill:
         from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE, Skill
@@ -273,6 +260,14 @@ class Pull:
         return manifest
 
 
+class _Unanswered(Exception):  # noqa: N818 - it never leaves this module
+    """The registry could not be asked what a reference means."""
+
+    def __init__(self, why: NetworkError) -> None:
+        super().__init__(str(why))
+        self.why = why
+
+
 def fetch_manifest(transport: Transport, digest: str) -> bytes:
     """The exact bytes of a manifest; see `Client.manifest`."""
     from neuraverse.manifest import MAX_MANIFEST_BYTES, digest_of
@@ -311,14 +306,6 @@ def _fit(manifest: SkillManifest, offer: Offer | None) -> None:
 
 def _warn(answer: httpx.Response) -> None:
     """Pass on what the publisher wants to be known."""
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(answer.headers.get("neuraverse-warnings", "[]"))
-        for text in found[:10] if isinstance(found, list) else ():
-            log.warning("%s", str(text)[:1000])
-
-
-def _other_bytes(name: str) -> IntegrityError:
-    return IntegrityError(
-        f"the registry sent other bytes for {name} than the manifest lists",
-        remedy="do not trust this registry; ask its operator to check its disk",
-    )
+    with contextlib.suppress(ValueError, RecursionError, NetworkError):
+        for text in texts_of(json.loads(answer.headers.get("neuraverse-warnings", "[]"))):
+            log.warning("%s", text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from neuraverse.errors import NetworkError, UsageError
 
 LATEST = "latest"
 _WHICH = r"[0-9A-Za-z.,<>=^~* -]{1,128}"
+_TEXTS, _CHARACTERS = 10, 1000  # of what a publisher says, as much is passed on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,11 @@ class Ref:
         return re.fullmatch(VERSION_PATTERN, self.which) is not None
 
     @property
+    def is_range(self) -> bool:
+        """Whether it names a range of versions."""
+        return bool(self.which) and not self.is_exact and not self.which[0].isalpha()
+
+    @property
     def path(self) -> str:
         """Path of it below a registry's address."""
         return f"/v1/skills/{self.name}/{quote(self.which, safe='')}"
@@ -81,12 +87,16 @@ class Resolved:
 
     Attributes:
         warnings: What its publisher wants to be known: that it was yanked, or that the skill is deprecated.
+        state: ``active``, or ``yanked``: to be had by its exact version alone.
+        asked: The reference that it answers, if it answers one.
     """
 
     name: str
     version: str
     digest: str
     warnings: tuple[str, ...] = ()
+    state: str = "active"
+    asked: str = field(default="", compare=False, repr=False)
 
     @property
     def ref(self) -> str:
@@ -211,21 +221,39 @@ def _number(fields: Mapping[str, Any], name: str) -> float:
 
 
 def resolved_of(plain: object) -> Resolved:
-    """Read name, version and digest of a registry's answer.
+    """Read name, version, digest and state of a registry's answer.
 
     Raises:
         NetworkError: It is malformed.
     """
-    from neuraverse.manifest import DIGEST_PATTERN
+    from neuraverse.manifest import DIGEST_PATTERN, NAME_PATTERN, VERSION_PATTERN
 
     fields = _fields(plain)
-    warnings = fields.get("warnings") or ()
-    if not isinstance(warnings, list | tuple) or not all(isinstance(w, str) for w in warnings):
-        raise NetworkError("the registry's answer is malformed: 'warnings' is no list of texts")
     found = Resolved(
         **{k: _text(fields, k) for k in ("name", "version", "digest")},
-        warnings=tuple(w[:1000] for w in warnings[:10]),
+        warnings=texts_of(fields.get("warnings") or []),
+        state=_text({"state": "active"} | fields, "state")[:_CHARACTERS],
     )
-    if not re.fullmatch(DIGEST_PATTERN, found.digest):
-        raise NetworkError(f"the registry's answer is malformed: {found.digest[:100]!r} is no digest")
+    patterns = {"name": NAME_PATTERN, "version": VERSION_PATTERN, "digest": DIGEST_PATTERN}
+    for key, pattern in patterns.items():
+        if not re.fullmatch(pattern, getattr(found, key)):
+            raise NetworkError(
+                f"the registry's answer is malformed: {getattr(found, key)[:100]!r} is no {key}"
+            )
     return found
+
+
+def texts_of(plain: object) -> tuple[str, ...]:
+    """Sentences for people out of a registry's answer: not many, not long, and nothing that steers a terminal.
+
+    Raises:
+        NetworkError: It is no list of texts.
+    """
+    if not isinstance(plain, list) or not all(isinstance(text, str) for text in plain):
+        raise NetworkError("the registry's answer is malformed: 'warnings' is no list of texts")
+    return tuple(printable(text) for text in plain[:_TEXTS])
+
+
+def printable(text: str) -> str:
+    """`text` in one line, not long, and without control characters."""
+    return "".join(c if c.isprintable() else " " for c in text[:_CHARACTERS])

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -24,6 +25,8 @@ from neuraverse.errors import (
 )
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 DEFAULT_URL = "http://127.0.0.1:8420"
@@ -62,7 +65,9 @@ class Transport:
         timeout = httpx.Timeout(READ_S, connect=CONNECT_S)
         self._owned = http is None
         near = dict.fromkeys(_LOOPBACK)  # not through a proxy, whatever HTTP_PROXY says
-        self._http = httpx.Client(timeout=timeout, mounts=near) if http is None else http
+        if http is None:
+            http = httpx.Client(timeout=timeout, mounts=near, verify=_certificates(*_ssl_settings()))
+        self._http = http
         # Bodies are checked byte by byte, so no encoding may come between.
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "neuraverse"}
         if token:
@@ -249,6 +254,18 @@ class Transport:
             f"cannot reach a registry at {self.url}: {reason}",
             remedy="is `neuraverse serve` running there? Else set NEURAVERSE_REGISTRY to its address",
         )
+
+
+def _ssl_settings() -> tuple[str | None, ...]:
+    return tuple(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
+
+
+@functools.cache
+def _certificates(*_: str | None) -> ssl.SSLContext:
+    """The authorities to believe, read once for each setting of the environment: that takes 10 ms."""
+    import httpx
+
+    return httpx.create_ssl_context()
 
 
 def _media_type(response: httpx.Response) -> str:

@@ -3,7 +3,8 @@
 1. Rows of blobs without a version, past their lease, go in one transaction. A publish holds the same lock, so
    it either refers to the blob before, or finds it missing and says so.
 2. Only then the objects go. Their keys are never used again, so a new upload of the same bytes is not hit.
-3. Objects that no row speaks of are what a crash left. They go when they are older than the grace.
+3. Objects that no row speaks of are what a crash left. They go when they are older than the grace, and than
+   an hour: those of a publish that is under way have no row yet.
 4. Expired uploads go.
 """
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from neuraverse.registry.service import Registry
 
 _BATCH = 500
+_STRAY_S = 3600.0  # at least, whatever the grace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +83,8 @@ async def collect(registry: Registry, *, dry_run: bool = False) -> Collected:
 
 
 async def _strays(registry: Registry, dry_run: bool) -> tuple[int, int]:
-    """Objects that are older than the grace and have no row. An upload has its row within that time."""
-    grace_s = registry.settings.grace_hours * 3600.0
+    """Objects that have had no row for longer than any publish takes from their last byte to its commit."""
+    grace_s = max(registry.settings.grace_hours * 3600.0, _STRAY_S)
     count = size = 0
     old = [stored async for stored in registry.store.objects() if stored.age_s > grace_s]
     for i in range(0, len(old), _BATCH):

@@ -56,6 +56,7 @@ class Database:
         self.path = Path(self._url.database or "") if self.kind == "sqlite" else None
         self._engine: AsyncEngine | None = None
         self._listener: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock() if self.kind == "sqlite" else contextlib.nullcontext()
         self.registry_id = ""
 
     async def open(self, *, migrate: bool = True) -> None:
@@ -138,7 +139,8 @@ class Database:
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that commits when the block ends, and rolls back when it raises; one at a time."""
         assert self._engine is not None, "the database is not open"
-        async with _writing(self._engine, self.kind) as connection:
+        # SQLite lets writers poll for its lock; of this process they queue here, and nobody starves.
+        async with self._turn, _writing(self._engine, self.kind) as connection:
             yield connection
 
     def listen(self, wake: Callable[[], None]) -> None:

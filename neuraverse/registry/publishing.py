@@ -95,34 +95,65 @@ class Publisher:
             StorageError: The store is full or failing; nothing is kept.
         """
         new = await asyncio.to_thread(_checked, manifest, signature, public_key, files)
-        here = await self._here(new)
-        await asyncio.to_thread(_check_all, new)
-        for name, entry in new.manifest.files.items():
-            if name not in files:
-                await self._check(name, new, here[entry.sha256])
-        fresh = {
-            entry.sha256: files[name]
-            for name, entry in new.manifest.files.items()
-            if name in files and entry.sha256 not in here
-        }
-        arrived: list[Incoming] = []
         try:
-            arrived = list(
-                await asyncio.gather(*(self._vault.store.receive_bytes(*each) for each in fresh.items()))
-            )
-            await self._vault.store.seal(arrived)
+            return new, await self._take(new, await self._here(new))
+        except Problem as problem:
+            if problem.kind != "missing-blob" or not files:
+                raise
+        # The collector took a blob whose copy came along: this time, all copies are kept.
+        return new, await self._take(new, await self._here(new, afresh=True))
+
+    async def _take(self, new: Submission, here: Mapping[str, Blob]) -> bool:
+        """Store what is not here, check everything, and enter it; whether it is new."""
+        arrived, used = await self._arrive(new, here), set[str]()
+        try:
+            for name, entry in new.manifest.files.items():
+                if name not in new.files:
+                    await self._check(name, new, here[entry.sha256])
             async with self._database.write() as db:
-                used = await record(db, arrived, self._vault.lease_until())
+                used.update(await record(db, arrived, self._vault.lease_until()))
                 created = await _enter(db, new)
                 await self._database.notify(db)
         except BaseException:
             await self._vault.drop(arrived)
             raise
         await self._vault.drop(each for each in arrived if each.sha256 not in used)
-        return new, created
+        return created
 
-    async def _here(self, new: Submission) -> dict[str, Blob]:
-        """The blobs of the manifest that are here, by digest; those that came along need not be."""
+    async def _arrive(self, new: Submission, here: Mapping[str, Blob]) -> list[Incoming]:
+        """Check the files that came along, and make those durable that are not here; both at once."""
+        fresh = {
+            entry.sha256: new.files[name]
+            for name, entry in new.manifest.files.items()
+            if name in new.files and entry.sha256 not in here
+        }
+        arrived: list[Incoming] = []
+
+        async def store() -> None:
+            coming = (self._vault.store.receive_bytes(*each) for each in fresh.items())
+            results = await asyncio.gather(*coming, return_exceptions=True)
+            arrived.extend(each for each in results if isinstance(each, Incoming))
+            for each in results:
+                if isinstance(each, BaseException):
+                    raise each
+            await self._vault.store.seal(arrived)
+
+        checked, stored = await asyncio.gather(
+            asyncio.to_thread(_check_all, new), store(), return_exceptions=True
+        )
+        for error in (checked, stored):
+            if isinstance(error, BaseException):
+                await self._vault.drop(arrived)
+                raise error
+        return arrived
+
+    async def _here(self, new: Submission, *, afresh: bool = False) -> dict[str, Blob]:
+        """The blobs of the manifest that are here, by digest; those that came along need not be.
+
+        Args:
+            new: The publish.
+            afresh: Count those that came along as not here.
+        """
         wanted = [entry.sha256 for entry in new.manifest.files.values()]
         async with self._database.read() as db:
             query = select(blobs).where(blobs.c.sha256.in_(wanted), ~blobs.c.lost)
@@ -130,6 +161,8 @@ class Publisher:
         here = {row.sha256: Blob(sha256=row.sha256, size=row.size, key=row.key) for row in rows}
         for name, entry in new.manifest.files.items():
             if name in new.files:
+                if afresh:
+                    here.pop(entry.sha256, None)
                 continue
             blob = here.get(entry.sha256)
             if blob is None:
