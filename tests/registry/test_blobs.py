@@ -67,7 +67,7 @@ def test_fault_05_wrong_bytes_are_refused_and_not_kept(api, data_dir, problem):
 
 
 @pytest.mark.parametrize("digest", ["0" * 63, "0" * 65, HEX.upper(), "..", "%2e%2e%2fregistry.db", "a%00b"])
-def test_a_malformed_digest_is_refused(api, digest):
+def test_fault_15_a_malformed_digest_is_refused(api, digest):
     for method in ("GET", "PUT", "HEAD"):
         assert api.request(method, f"/v1/blobs/{digest}").status_code in (400, 404, 405)
 
@@ -84,7 +84,7 @@ def test_a_malformed_digest_is_refused(api, digest):
         ("bytes=2047-99999", 2047, 2048),
     ],
 )
-def test_ranges(stored, header, start, stop):
+def test_fault_10_ranges(stored, header, start, stop):
     for answer in (stored.get(URL, headers={"Range": header}), stored.head(URL, headers={"Range": header})):
         assert answer.status_code == 206
         assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/2048"

@@ -50,7 +50,7 @@ def test_latest_is_the_highest_release(api, publish_new, problem):
         "/v1/nothing",
     ],
 )
-def test_names_and_parameters_that_cannot_be(api, path, problem):
+def test_fault_15_names_and_parameters_that_cannot_be(api, path, problem):
     answer = api.get(path)
     problem(answer, 404 if answer.status_code == 404 else 400)
 

@@ -69,6 +69,17 @@ def test_fault_01_what_a_crash_left_goes(local_api, plain, data_dir, tiny_skill,
     assert local_api.get(f"{REF}/1.0.0/archive").status_code == 200
 
 
+@pytest.mark.storages
+def test_fault_02_blobs_without_a_row_are_published_by_a_retry(settings, tiny_skill, upload, submission):
+    """The server died between the blobs and the row; another one takes the publish."""
+    with TestClient(create_app(settings)) as api:
+        upload(api, tiny_skill)
+    with TestClient(create_app(settings)) as api:
+        assert api.get(REF).status_code == 404
+        assert api.post("/v1/skills", json=submission(tiny_skill)).status_code == 201
+        assert api.get(f"{REF}/1.0.0/archive").status_code == 200
+
+
 def test_expired_uploads_go(local_api, plain, data_dir):
     url = local_api.post("/v1/uploads", json={"sha256": "0" * 64, "size": 5}).headers["location"]
     local_api.patch(url, headers={"Upload-Offset": "0"}, content=b"abc")

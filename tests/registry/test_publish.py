@@ -61,7 +61,7 @@ def test_publish_and_read_back(api, tiny_skill, publish, publisher):
 
 
 @pytest.mark.storages
-def test_the_same_bytes_again_change_nothing(api, tiny_skill, publish):
+def test_fault_07_the_same_bytes_again_change_nothing(api, tiny_skill, publish):
     first = publish(tiny_skill)
     again = publish(tiny_skill)
     assert (first.status_code, again.status_code) == (201, 200)
@@ -70,7 +70,7 @@ def test_the_same_bytes_again_change_nothing(api, tiny_skill, publish):
 
 
 @pytest.mark.storages
-def test_other_bytes_under_a_taken_version(api, tmp_path, make_skill, tiny_skill, publish, problem):
+def test_fault_07_other_bytes_under_a_taken_version(api, tmp_path, make_skill, tiny_skill, publish, problem):
     publish(tiny_skill)
     other = make_skill(tmp_path / "other", seed=1)
     body = problem(publish(other), 409)
@@ -127,7 +127,7 @@ class _Listed(trust._Digests):
         ("policy.onnx", b"\x3a\xfe\xff\x7f" + b"\x0a\0" * 500_000, "parts"),
     ],
 )
-def test_weights_and_graphs_that_no_robot_would_take(
+def test_faults_14_16_weights_and_graphs_that_no_robot_would_take(
     api, tiny_skill, publisher, problem, name, content, says
 ):
     """Signed by the publisher, but wrong: nothing of it becomes visible."""
@@ -230,7 +230,7 @@ def test_a_refused_publish_leaves_no_trace(api, tmp_path, make_skill, publish, p
 
 
 @pytest.mark.storages
-def test_one_version_from_many_writers(api, tmp_path, make_skill, upload, submission):
+def test_fault_06_one_version_from_many_writers(api, tmp_path, make_skill, upload, submission):
     bodies = []
     for seed in range(8):
         skill = make_skill(tmp_path / f"s{seed}", seed=seed)
@@ -314,7 +314,7 @@ def test_fault_13_a_parcel_beyond_its_limit(api, problem):
         problem(api.post("/v1/skills", content=body, headers=TAR), 413)
 
 
-def test_names_that_look_like_others(api, make_skill, tmp_path, problem, publish):
+def test_fault_15_names_that_look_like_others(api, make_skill, tmp_path, problem, publish):
     """What a manifest cannot be named, a path cannot either."""
     for name in ("weld%2Fseam", "WELD", "we\u217cd", "weld-", "a" * 65):
         answer = api.get(f"/v1/skills/acme/{name}")
