@@ -15,14 +15,20 @@ from neuraverse.machine import describe as describe
 PACKAGES = (
     "neuraverse",
     "envpool",
+    "fastapi",
     "gymnasium",
+    "httpx",
     "mjbatch",
+    "mlflow",
+    "model-signing",
     "mujoco",
     "numpy",
     "onnxruntime",
     "rsl-rl-lib",
+    "sqlalchemy",
     "stable-baselines3",
     "torch",
+    "uvicorn",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import os
@@ -10,7 +11,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,17 @@ import numpy as np
 from benchmarks import registry_blobs
 from benchmarks.harness import Options, Report, say
 from benchmarks.machine import other_load
-from benchmarks.registry_peers import KINDS, load, make_skills, register, served
+from benchmarks.registry_peers import KINDS, load, make_skills, register
+from benchmarks.registry_servers import served
 from neuraverse.keys import KeyStore
 from neuraverse.trust import sign, verify
 
-ONE, MANY = 13, 68  # skills in a run of one client, and of 16; the first of each process warms it up
 CLIENTS = {1: (1, 1), 16: (4, 4)}  # processes and threads in each
-LARGE_BYTES = 250_000_000
+SKILLS = {1: 40, 16: 112}  # in a run, besides one that warms each client up
+VERIFIED = {
+    "1mb": (300, 0, 20),
+    "250mb": (4000, 14_000_000, 3),
+}  # hidden units, further numbers, calls in a run
 
 
 def measure(options: Options) -> Report:
@@ -66,9 +71,16 @@ def _versions(report: Report, options: Options, folder: Path) -> None:
             say(f"starting the server of {kind}")
             urls[kind], _ = stack.enter_context(served(kind, folder / kind))
         for k in range(options.rounds):
-            for kind in kinds[:: -1 if k % 2 else 1]:
-                for clients in CLIENTS:
-                    _round(report, options, folder / f"skills-{k}-{kind}", kind, urls[kind], k, clients)
+            for clients in CLIENTS:
+                count = clients * 2 if options.quick else clients + SKILLS[clients]
+                names = [f"r{k}c{clients}-{i}" for i in range(count)]
+                make_skills(folder / "skills", names)
+                for kind in kinds[:: -1 if k % 2 else 1]:
+                    folders = [folder / f"skills-{kind}" / name for name in names]
+                    shutil.copytree(folder / "skills", folders[0].parent)  # ours adds signatures
+                    _round(report, kind, urls[kind], folders, k, clients)
+                    shutil.rmtree(folders[0].parent)
+                shutil.rmtree(folder / "skills")
     for kind in kinds:
         for task in ("publish", "pull"):
             for clients in CLIENTS:
@@ -77,13 +89,9 @@ def _versions(report: Report, options: Options, folder: Path) -> None:
         _compare(report)
 
 
-def _round(report: Report, options: Options, folder: Path, kind: str, url: str, k: int, clients: int) -> None:
-    count = (3 if clients == 1 else 12) if options.quick else (ONE if clients == 1 else MANY)
-    names = [f"r{k}c{clients}-{i}" for i in range(count)]
-    make_skills(folder, names)
-    register(kind, url, names[0].rpartition("-")[0])
+def _round(report: Report, kind: str, url: str, folders: Sequence[Path], k: int, clients: int) -> None:
+    register(kind, url, folders[0].name.rpartition("-")[0])
     processes, threads = CLIENTS[clients]
-    folders = [folder / name for name in names]
     for task in ("publish", "pull"):
         with other_load() as busy:
             taken, seconds = load(kind, task, url, folders, processes=processes, threads=threads)
@@ -101,7 +109,6 @@ def _round(report: Report, options: Options, folder: Path, kind: str, url: str, 
             }
         )
         say(f"{kind}, {task}, {clients} clients: p50 {p50:.1f} ms, {len(taken) / seconds:.1f} skills/s")
-    shutil.rmtree(folder)
 
 
 def _figures(report: Report, name: str) -> None:
@@ -122,38 +129,48 @@ def _compare(report: Report) -> None:
 
 def _verify(report: Report, options: Options, folder: Path, keys: KeyStore) -> None:
     """Signature and every byte of a skill on the disk, against SHA-256 of the same bytes."""
-    hidden = {"1mb": 300, "250mb": 2000 if options.quick else 4650}
-    for size, width in hidden.items():
-        make_skills(folder / size, [f"verify{size}-0"], width)
+    for size, (hidden, more, calls) in VERIFIED.items():
+        if options.quick:
+            hidden, more, calls = 300, 0, 1
+        make_skills(folder / size, [f"verify{size}-0"], hidden, more)
         path = folder / size / f"verify{size}-0"
         sign(path, keys.private_key_path())
         files = sorted(path.iterdir())
+        tasks = {"verify": functools.partial(verify, path, keys), "sha256": functools.partial(_hash, files)}
+        for task in tasks.values():
+            task()  # loads what is loaded late, and brings the files into memory
         for k in range(options.rounds):
-            tasks = [("verify", lambda: verify(path, keys)), ("sha256", lambda: _hash(files))]  # noqa: B023
-            for name, task in tasks[:: -1 if k % 2 else 1]:
-                with other_load() as busy:
-                    begun = time.perf_counter()
-                    task()
-                    seconds = time.perf_counter() - begun
-                total = sum(file.stat().st_size for file in files)
-                report.rows.append(
-                    {
-                        "contender": f"{name}_{size}",
-                        "round": k,
-                        "value": round(total / seconds / 1e6, 3),
-                        "unit": "MB/s",
-                        "bytes": total,
-                        "seconds": round(seconds, 5),
-                        "other_load": round(busy(), 2),
-                    }
-                )
-        taken = {n: _seconds(report.rows, f"{n}_{size}") for n in ("verify", "sha256")}
+            for name in list(tasks)[:: -1 if k % 2 else 1]:
+                report.rows.append(_timed(f"{name}_{size}", tasks[name], files, calls, k))
+        taken = {n: _seconds(report.rows, f"{n}_{size}") for n in tasks}
         share = round(taken["verify"] / taken["sha256"], 3)
         report.figures[f"verify_{size}_ms"] = round(1e3 * taken["verify"], 2)
         report.figures[f"verify_{size}_share_of_sha256"] = share
         say(f"verify {size}: {1e3 * taken['verify']:.1f} ms, {share:.2f} × SHA-256")
         shutil.rmtree(folder / size)
     report.bars["verify_250mb_share_of_sha256"] = {"at_most": 1.5}
+
+
+def _timed(
+    contender: str, task: Callable[[], object], files: Sequence[Path], calls: int, k: int
+) -> dict[str, Any]:
+    """A row for the median of some calls."""
+    taken = []
+    with other_load() as busy:
+        for _ in range(calls):
+            begun = time.perf_counter()
+            task()
+            taken.append(time.perf_counter() - begun)
+    seconds, total = statistics.median(taken), sum(file.stat().st_size for file in files)
+    return {
+        "contender": contender,
+        "round": k,
+        "value": round(total / seconds / 1e6, 3),
+        "unit": "MB/s",
+        "bytes": total,
+        "seconds": round(seconds, 6),
+        "other_load": round(busy(), 2),
+    }
 
 
 def _seconds(rows: Sequence[dict[str, Any]], contender: str) -> float:

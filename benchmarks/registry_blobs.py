@@ -4,47 +4,57 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import multiprocessing
+import json
 import os
-import shutil
-import socket
 import subprocess
+import sys
 import threading
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from benchmarks.harness import Options, Report, say
 from benchmarks.machine import other_load
-from benchmarks.registry_peers import served
+from benchmarks.registry_servers import nginx, nginx_before, nginx_version, served
 
 BLOB_BYTES = 200_000_000
 CONNECTIONS = (1, 16)
+_PREFIX = "/_blobs/"
+_SAMPLE_S = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where the blob is.
+
+    Attributes:
+        url: Address of the server.
+        path: Of the blob.
+        pid: The process whose memory is watched; 0 is none.
+        before_mb: Its memory before the first download.
+    """
+
+    url: str
+    path: str
+    pid: int = 0
+    before_mb: float = 0.0
 
 
 def measure(report: Report, options: Options, folder: Path) -> None:
     """Add rows, ratios and figures."""
     data = os.urandom(1 << 20) * ((2_000_000 if options.quick else BLOB_BYTES) >> 20)
-    digest = hashlib.sha256(data).hexdigest()
+    path = f"/v1/blobs/{hashlib.sha256(data).hexdigest()}"
+    (folder / "files").mkdir()
+    (folder / "files" / "blob").write_bytes(data)
+    for name in ("bare", "behind"):  # a server that has taken the blob in has grown already: ask another one
+        (folder / name).mkdir()
+        with served("ours", folder / name) as (url, _):
+            httpx.put(url + path, content=data, timeout=60).raise_for_status()
+    del data
     with contextlib.ExitStack() as stack:
-        targets = {}
-        for name, settings in (("bare", {}), ("behind", {"NEURAVERSE_REGISTRY_X_ACCEL_PREFIX": "/_blobs/"})):
-            (folder / name).mkdir()
-            url, pid = stack.enter_context(served("ours", folder / name, **settings))
-            httpx.put(f"{url}/v1/blobs/{digest}", content=data, timeout=60).raise_for_status()
-            targets[name] = (url, f"/v1/blobs/{digest}", pid)
-        (folder / "files").mkdir()
-        (folder / "files" / "blob").write_bytes(data)
-        del data
-        if shutil.which("nginx") or Path("/usr/sbin/nginx").exists():
-            front = stack.enter_context(_nginx(folder, targets["behind"][0]))
-            targets["behind"] = (front, targets["behind"][1], targets["behind"][2])
-            targets["nginx"] = (front, "/files/blob", 0)
-        else:
-            targets.pop("behind")
-            report.notes.append("nginx is not installed: apt-get install nginx-light")
+        targets = _targets(report, folder, path, stack)
         grown = 0.0
         for k in range(options.rounds):
             order = list(targets)
@@ -53,77 +63,81 @@ def measure(report: Report, options: Options, folder: Path) -> None:
                     grown = max(grown, _row(report, name, targets[name], k, connections))
     report.figures["bare_memory_growth_mb"] = round(grown, 2)
     report.bars["bare_memory_growth_mb"] = {"at_most": 32.0}
-    if "nginx" in targets:
+    bars = {"bare": 0.3, "behind": 0.9}
+    for name in bars.keys() & targets.keys() if "nginx" in targets else ():
         for connections in CONNECTIONS:
-            peer = report.median(f"nginx_{connections}")
-            for name, bar in (("bare", 0.3), ("behind", 0.9)):
-                ours = report.median(f"{name}_{connections}")
-                report.ratio(f"{name}_over_nginx_{connections}", ours, peer, at_least=bar)
+            ours, peer = (report.median(f"{each}_{connections}") for each in (name, "nginx"))
+            report.ratio(f"{name}_over_nginx_{connections}", ours, peer, at_least=bars[name])
 
 
-def _row(report: Report, name: str, target: tuple[str, str, int], k: int, connections: int) -> float:
-    """One run; the memory that the bare server grew by [MB]."""
-    url, path, pid = target
-    with other_load() as busy, _watched(pid if name == "bare" else 0) as grown:
-        begun = time.perf_counter()
-        total = fetch(url, path, connections)
-        seconds = time.perf_counter() - begun
-    report.rows.append(
-        {
-            "contender": f"{name}_{connections}",
-            "round": k,
-            "value": round(total / seconds / 1e6, 1),
-            "unit": "MB/s",
-            "seconds": round(seconds, 4),
-            "other_load": round(busy(), 2),
-            "memory_growth_mb": round(grown[0], 2),
-        }
+def _targets(report: Report, folder: Path, path: str, stack: contextlib.ExitStack) -> dict[str, Target]:
+    """The contenders; without those that this machine or this server lacks."""
+    url, pid = stack.enter_context(served("ours", folder / "bare"))
+    httpx.head(url + path).raise_for_status()
+    targets = {"bare": Target(url=url, path=path, pid=pid, before_mb=memory_mb(pid))}
+    if nginx() is None:
+        report.notes.append("nginx is not installed, so nothing is compared with it: apt-get install nginx")
+        return targets
+    settings = {"NEURAVERSE_REGISTRY_X_ACCEL_PREFIX": _PREFIX}
+    url, _ = stack.enter_context(served("ours", folder / "behind", **settings))
+    (folder / "nginx").mkdir()
+    front = stack.enter_context(
+        nginx_before(url, folder / "nginx", folder / "files", folder / "behind" / "data" / "blobs")
     )
-    say(f"{name}, {connections} connections: {total / seconds / 1e6:,.0f} MB/s")
+    targets["nginx"] = Target(url=front, path="/files/blob")
+    report.notes.append(f"nginx {nginx_version()}")
+    with httpx.stream("GET", url + path) as answer:
+        hands_over = answer.headers.get("x-accel-redirect", "").startswith(_PREFIX)
+    if hands_over:
+        targets["behind"] = Target(url=front, path=path)
+    else:
+        report.notes.append(
+            "the registry answers without X-Accel-Redirect, so it is not measured behind nginx"
+        )
+    return targets
+
+
+def _row(report: Report, name: str, target: Target, k: int, connections: int) -> float:
+    """One run; the memory that the watched server grew by [MB]."""
+    with other_load() as busy, _watched(target) as grown:
+        total, seconds = fetch(target.url, target.path, connections)
+    row = {
+        "contender": f"{name}_{connections}",
+        "round": k,
+        "value": round(total / seconds / 1e6, 1),
+        "unit": "MB/s",
+        "seconds": round(seconds, 4),
+        "other_load": round(busy(), 2),
+    }
+    if target.pid:
+        row["memory_growth_mb"] = round(grown[0], 2)
+    report.rows.append(row)
+    say(f"{name}, {connections} connections: {row['value']:,.0f} MB/s")
     return grown[0]
 
 
-def fetch(url: str, path: str, connections: int) -> int:
-    """Fetch it once over each connection, with one process for all of them; the bytes that came."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return int(pool.apply(_fetch, (url, path, connections)))
-
-
-def _fetch(url: str, path: str, connections: int) -> int:
+def fetch(url: str, path: str, connections: int) -> tuple[int, float]:
+    """Fetch it once over each connection, from another process; the bytes that came, and the seconds."""
     host, _, port = url.removeprefix("http://").partition(":")
-    got = [0] * connections
-
-    def one(i: int) -> None:
-        buffer = bytearray(1 << 20)
-        with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-            first = connection.recv_into(buffer)
-            if b" 200 " not in bytes(buffer[:20]):
-                raise RuntimeError(bytes(buffer[:200]))
-            got[i] = first
-            while size := connection.recv_into(buffer):
-                got[i] += size
-
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(connections)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(got)
+    command = [sys.executable, "-m", "benchmarks.registry_fetch", host, port, path, str(connections)]
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=300).stdout
+    total, seconds = json.loads(said)
+    return int(total), float(seconds)
 
 
 @contextlib.contextmanager
-def _watched(pid: int) -> Iterator[list[float]]:
-    """How far the memory of a process rises above where it begins [MB]; of 0, nothing."""
+def _watched(target: Target) -> Iterator[list[float]]:
+    """How far the memory of a process rises above what it was before the first download [MB]."""
     grown, stop = [0.0], threading.Event()
-    if not pid:
+    if not target.pid:
         yield grown
         return
-    before = _memory(pid)
 
     def watch() -> None:
-        while not stop.wait(0.01):
-            grown[0] = max(grown[0], _memory(pid) - before)
+        while True:
+            grown[0] = max(grown[0], memory_mb(target.pid) - target.before_mb)
+            if stop.wait(_SAMPLE_S):
+                return
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -134,39 +148,7 @@ def _watched(pid: int) -> Iterator[list[float]]:
         thread.join()
 
 
-def _memory(pid: int) -> float:
-    """Memory of a process that is not a file's [MB]."""
+def memory_mb(pid: int) -> float:
+    """Memory of a process that is its own: none that the system could drop and read from a file again."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1e3
-
-
-@contextlib.contextmanager
-def _nginx(folder: Path, upstream: str) -> Iterator[str]:
-    home = folder / "nginx"
-    home.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    scratch = " ".join(f"{kind}_temp_path {home}/{kind};" for kind in kinds)
-    (home / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {home}/pid; error_log {home}/error.log;\n"
-        "events { worker_connections 1024; }\n"
-        f"http {{ access_log off; sendfile on; tcp_nopush on; {scratch}\n"
-        f"server {{ listen 127.0.0.1:{port};\n"
-        f"location /files/ {{ alias {folder}/files/; }}\n"
-        f"location /_blobs/ {{ internal; alias {folder}/behind/data/blobs/; }}\n"
-        f"location / {{ proxy_pass {upstream}; }} }} }}\n"
-    )
-    binary = shutil.which("nginx") or "/usr/sbin/nginx"
-    process = subprocess.Popen(
-        [binary, "-p", str(home), "-c", str(home / "nginx.conf")], stderr=subprocess.DEVNULL
-    )
-    try:
-        for _ in range(200):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(20)
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024 / 1e6

@@ -1,35 +1,43 @@
-"""Registries behind one small face, and the clients that load them: ours and MLflow's.
+"""Clients that load a registry: ours and MLflow's, and the skills that they publish and pull.
 
 A worker is a process of its own, so that no interpreter lock is shared with the server or among all clients.
-It is ``python -m benchmarks.registry_peers KIND TASK URL THREADS FOLDER …``: it does the first of the folders,
-says so, waits for a line on its standard input, does the others, and prints the seconds that each took.
+It is ``python -m benchmarks.registry_peers KIND TASK URL THREADS FOLDER …``: it does the first folder of each
+thread, says so, waits for a line on its standard input, does the others, and prints when it began, when it ended
+and the seconds that each took.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import httpx
 import numpy as np
+
+from benchmarks.registry_servers import QUIET
 
 ORG = "bench"
 KINDS = ("ours", "mlflow")
-_START_S = 90.0
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GIT_PYTHON_REFRESH": "quiet"}
 
 
-def make_skills(folder: Path, names: Sequence[str], hidden: int = 300) -> None:
-    """Unsigned skills of about 1 MB, all different: ``folder/<name>``; a name is ``<skill>-<number>``."""
+def make_skills(folder: Path, names: Sequence[str], hidden: int = 300, more: int = 0) -> None:
+    """Unsigned skills, all different, of no registry's: ``folder/<name>``; a name is ``<skill>-<number>``.
+
+    Args:
+        folder: Where to.
+        names: Of the skills.
+        hidden: Units in both layers of actor and critic; 300 make 1.2 MB.
+        more: Numbers in a tensor besides, which only the weights have.
+    """
     import torch
     from safetensors.numpy import save
 
@@ -47,9 +55,12 @@ def make_skills(folder: Path, names: Sequence[str], hidden: int = 300) -> None:
         hidden=(hidden, hidden),
         generator=torch.Generator().manual_seed(0),
     )
+    fresh = torch.Generator()
+    fresh.seed()
+    ballast = {"more": torch.randn(more, generator=fresh)} if more else {}
     for name in names:
-        policy.normaliser_mean.normal_()  # each has weights and graph of its own
-        weights = {key: value.numpy() for key, value in policy.tensors().items()}
+        policy.normaliser_mean.normal_(generator=fresh)  # each has weights and graph of its own
+        weights = {key: value.numpy() for key, value in (policy.tensors() | ballast).items()}
         skill, _, number = name.rpartition("-")
         manifest = SkillManifest.build(
             name=f"{ORG}/{skill}",
@@ -87,63 +98,6 @@ def make_skills(folder: Path, names: Sequence[str], hidden: int = 300) -> None:
         Skill.write(folder / name, manifest, files)
 
 
-@contextlib.contextmanager
-def served(kind: str, folder: Path, **settings: str) -> Iterator[tuple[str, int]]:
-    """A server in a process of its own; its address and process id."""
-    run = _ours if kind == "ours" else _mlflow
-    with run(folder, settings) as (url, process):
-        try:
-            yield url, process.pid
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-@contextlib.contextmanager
-def _ours(folder: Path, settings: dict[str, str]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    ready = folder / "ready.json"
-    code = "from neuraverse.cli import main; main()"
-    words = ["serve", "--data", str(folder / "data"), "--port", "0", "--ready-file", str(ready)]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *words], env=os.environ | settings, stdout=log, stderr=log
-        )
-    _until(ready.exists, process, folder / "log")
-    yield json.loads(ready.read_text())["url"], process
-
-
-@contextlib.contextmanager
-def _mlflow(folder: Path, settings: dict[str, str]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--serve-artifacts", "--workers", "1"),
-        *("--artifacts-destination", str(folder / "artifacts")),
-    ]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=os.environ | QUIET | settings, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{url}/health", timeout=2).status_code == 200
-        return False
-
-    _until(answers, process, folder / "log")
-    yield url, process
-
-
-def _until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + _START_S
-    while not ready():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the server did not start: {log.read_text()[-2000:]}")
-        time.sleep(0.05)
-
-
 def load(
     kind: str, task: str, url: str, folders: Sequence[Path], *, processes: int, threads: int
 ) -> tuple[list[float], float]:
@@ -153,7 +107,7 @@ def load(
         kind: Whose clients.
         task: ``publish`` or ``pull``.
         url: Address of the server.
-        folders: One skill each; the first of each worker is not measured.
+        folders: One skill each; the first of each thread warms it up and is not measured.
         processes: Worker processes.
         threads: Clients in each.
 
@@ -174,48 +128,54 @@ def load(
     ]
     try:
         for worker in workers:
-            assert worker.stdout is not None
-            if worker.stdout.readline() != "ready\n":
-                raise RuntimeError(f"a client of {kind} did not start")
-        begun = time.perf_counter()
+            _answer(worker, kind)
         for worker in workers:
             assert worker.stdin is not None
             worker.stdin.write("go\n")
             worker.stdin.flush()
-        taken: list[float] = []
-        for worker in workers:
-            assert worker.stdout is not None
-            taken += json.loads(worker.stdout.readline())
-        seconds = time.perf_counter() - begun
+        found = [_answer(worker, kind) for worker in workers]
         for worker in workers:
             if worker.wait(60):
                 raise RuntimeError(f"a client of {kind} failed")
-        return taken, seconds
+        begun, ended = min(each["begun"] for each in found), max(each["ended"] for each in found)
+        return [seconds for each in found for seconds in each["taken"]], ended - begun
     finally:
         for worker in workers:
             worker.kill()
             worker.communicate()
 
 
-def _work(kind: str, task: str, url: str, threads: int, folders: Sequence[Path]) -> list[float]:
-    """What a worker does once it may."""
-    do = (_ours_client if kind == "ours" else _mlflow_client)(task, url)
-
-    def timed(folder: Path) -> float:
-        begun = time.perf_counter()
-        do(folder)
-        return time.perf_counter() - begun
-
-    do(folders[0])  # loads what is loaded late, and connects
-    print("ready", flush=True)
-    sys.stdin.readline()
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(timed, folders[1:]))
+def _answer(worker: subprocess.Popen[str], kind: str) -> dict[str, Any]:
+    """What a worker says next."""
+    assert worker.stdout is not None
+    line = worker.stdout.readline()
+    if not line.startswith("{"):
+        raise RuntimeError(f"a client of {kind} failed")
+    return dict(json.loads(line))
 
 
-def _ours_client(task: str, url: str) -> Callable[[Path], object]:
-    import threading
+def _work(kind: str, task: str, url: str, threads: int, folders: Sequence[Path]) -> None:
+    """What a worker does. Its clock is the system's, the same for all processes."""
+    with tempfile.TemporaryDirectory(prefix="neuraverse-bench-") as scratch:
+        do = (_ours_client if kind == "ours" else _mlflow_client)(task, url, folders, Path(scratch))
 
+        def timed(folder: Path) -> float:
+            begun = time.monotonic()
+            do(folder)
+            return time.monotonic() - begun
+
+        with ThreadPoolExecutor(threads) as pool:
+            together = threading.Barrier(threads)  # so that each thread takes one
+            list(pool.map(lambda folder: (together.wait(60), do(folder)), folders[:threads]))
+            print(json.dumps({}), flush=True)
+            sys.stdin.readline()
+            begun = time.monotonic()
+            taken = list(pool.map(timed, folders[threads:]))
+            ended = time.monotonic()
+        print(json.dumps({"begun": begun, "ended": ended, "taken": taken}), flush=True)
+
+
+def _ours_client(task: str, url: str, folders: Sequence[Path], scratch: Path) -> Callable[[Path], object]:
     from neuraverse import trust
     from neuraverse.client import Client
     from neuraverse.keys import KeyStore
@@ -229,42 +189,47 @@ def _ours_client(task: str, url: str) -> Callable[[Path], object]:
             local.client = Client(url, home=keys.home)
         local.client.publish(folder)
 
-    homes = Path(tempfile.mkdtemp(prefix="neuraverse-bench-"))
-    pem = keys.public_key().pem
-
     def pull(folder: Path) -> None:
-        """Into a home that is new, but for the key that it trusts."""
-        home = homes / f"{folder.name}-{time.monotonic_ns()}"
-        KeyStore(home).trust(pem, ORG)
+        """Into a home that is new, but for the key that it trusts; so the client and its connection are."""
         name, _, number = folder.name.rpartition("-")
-        with Client(url, home=home) as client:
+        with Client(url, home=scratch / folder.name) as client:
             client.pull(f"{ORG}/{name}@1.0.{number}")
 
-    return publish if task == "publish" else pull
+    if task == "publish":
+        return publish
+    for folder in folders:
+        KeyStore(scratch / folder.name).trust(keys.public_key().pem, ORG)
+    return pull
 
 
-def _mlflow_client(task: str, url: str) -> Callable[[Path], object]:
+def _mlflow_client(task: str, url: str, folders: Sequence[Path], scratch: Path) -> Callable[[Path], object]:
     from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
 
     os.environ["MLFLOW_TRACKING_URI"] = url
     client = MlflowClient(url, url)
-    homes = Path(tempfile.mkdtemp(prefix="neuraverse-bench-"))
-    run = client.create_run("0").info  # a version's source must belong to one; made once, outside the clock
 
     def publish(folder: Path) -> None:
-        name, _, number = folder.name.rpartition("-")
+        name, _, _ = folder.name.rpartition("-")
         client.log_artifacts(run.run_id, str(folder), folder.name)
-        version = client.create_model_version(name, f"{run.artifact_uri}/{folder.name}", run.run_id)
-        client.set_registered_model_alias(name, f"a{number}", version.version)
+        source = f"{run.artifact_uri}/{folder.name}"
+        client.create_model_version(name, source, run.run_id, await_creation_for=0)
 
     def pull(folder: Path) -> None:
         name, _, number = folder.name.rpartition("-")
         version = client.get_model_version_by_alias(name, f"a{number}")
-        target = tempfile.mkdtemp(dir=homes)
-        download_artifacts(artifact_uri=version.source, dst_path=target, tracking_uri=url)
+        download_artifacts(artifact_uri=version.source, dst_path=str(scratch / folder.name), tracking_uri=url)
 
-    return publish if task == "publish" else pull
+    if task == "publish":
+        run = client.create_run("0").info  # a version's source must belong to one
+        return publish
+    wanted = {folder.name for folder in folders}
+    name = folders[0].name.rpartition("-")[0]
+    for version in client.search_model_versions(f"name='{name}'", max_results=10_000):
+        folder_name = str(version.source).rpartition("/")[2]
+        if folder_name in wanted:
+            client.set_registered_model_alias(name, f"a{folder_name.rpartition('-')[2]}", version.version)
+    return pull
 
 
 def register(kind: str, url: str, name: str) -> None:
@@ -277,4 +242,4 @@ def register(kind: str, url: str, name: str) -> None:
 
 if __name__ == "__main__":
     given_kind, given_task, given_url, given_threads, *rest = sys.argv[1:]
-    print(json.dumps(_work(given_kind, given_task, given_url, int(given_threads), [Path(p) for p in rest])))
+    _work(given_kind, given_task, given_url, int(given_threads), [Path(p) for p in rest])

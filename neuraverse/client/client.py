@@ -7,6 +7,7 @@ anything, and no weight is read of a skill that is not signed by a trusted key o
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 import threading
@@ -14,15 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from neuraverse.client import answers
 from neuraverse.client.cache import Cache
 from neuraverse.client.download import Progress
+from neuraverse.client.keeping import Kept, kept
 from neuraverse.client.memory import Memory
 from neuraverse.client.publishing import publish
 from neuraverse.client.pulling import Pull, fetch_manifest, open_local
 from neuraverse.client.refs import Event, Ref, Resolved, Summary, is_path, resolved_of
 from neuraverse.client.transport import Transport
 from neuraverse.client.watching import watch
-from neuraverse.errors import IntegrityError, ManifestError, NetworkError, UsageError
+from neuraverse.errors import IntegrityError, ManifestError, NetworkError, RevokedError, UsageError
 
 if TYPE_CHECKING:
     import httpx
@@ -99,11 +102,14 @@ class Client:
             cursor = following
 
     def resolve(self, ref: str | Ref) -> Resolved:
-        """What a reference means now.
+        """What a reference means now; what it meant before, if the registry cannot be asked.
+
+        In that case a warning is logged, and the skill is in the cache.
 
         Raises:
             UsageError: It is malformed.
             NotFoundError: There is no such skill, version or alias.
+            RevokedError: Its publisher took it back.
             NetworkError: The registry could not be asked.
             ContentError: The registry answered with something else than what was asked for.
         """
@@ -113,13 +119,24 @@ class Client:
 
             manifest = SkillManifest.parse(self.manifest(wanted.digest))
             return Resolved(name=manifest.name, version=manifest.version, digest=wanted.digest)
-        answer = self._transport.json("GET", wanted.path)
-        found = resolved_of(answer)
+        try:
+            found = resolved_of(self._transport.json("GET", wanted.path))
+        except RevokedError as error:
+            self._memory.revoke(wanted, error.message)
+            raise
+        except NetworkError as error:
+            held = self._memory.recall(wanted)
+            if held is None or not self._cache.skill(held.digest).exists():
+                raise
+            self._memory.refuse_revoked(held)
+            log.warning("%s - going on with %s, which it meant before", error, held.ref)
+            return dataclasses.replace(held, asked=str(wanted))
         for text in found.warnings:
             log.warning("%s", text)
         if found.name != wanted.name or (wanted.is_exact and found.version != wanted.which):
             raise IntegrityError(f"the registry answered {wanted} with {found.ref}", remedy="do not trust it")
-        return found
+        self._memory.check(found)
+        return dataclasses.replace(found, asked=str(wanted))
 
     def manifest(self, digest: str) -> bytes:
         """The exact bytes of a manifest, which have this digest; who signed them is not looked at.
@@ -184,9 +201,17 @@ class Client:
         wanted = Ref.parse(ref) if isinstance(ref, str) else ref
         if offline:
             return pull.offline(wanted)
-        if wanted.digest:  # a digest that is in the cache needs no registry
-            return pull.settled(self._cache.name_of(wanted.digest) or self.resolve(wanted))
-        return pull.named(wanted)
+        if not wanted.digest:
+            return pull.named(wanted)
+        held = self._cache.name_of(wanted.digest)
+        if held is None:
+            return pull.settled(self.resolve(wanted))
+        self._memory.refuse_revoked(held)  # a digest that is in the cache needs no registry
+        return pull.settled(held)
+
+    def cached(self, name: str = "") -> list[Kept]:
+        """The skills in the cache, those of one name if it is given; the last used first."""
+        return [each for each in kept(self._cache) if not name or each.name == name]
 
     def publish(
         self, path: Path | str, *, key: str = "default", progress: Progress | None = None
@@ -216,7 +241,7 @@ class Client:
             NotFoundError: There is no such skill.
             NetworkError: The registry could not be asked.
         """
-        return self._transport.json("GET", f"/v1/skills/{Ref.parse(name).name}")
+        return answers.described(self._transport.json("GET", f"/v1/skills/{Ref.parse(name).name}"))
 
     def lineage(self, ref: str) -> dict[str, Any]:
         """Ancestors and descendants of a skill: ``root``, ``nodes`` and ``edges`` from parent to child.
@@ -225,7 +250,7 @@ class Client:
             NotFoundError: There is no such skill.
             NetworkError: The registry could not be asked.
         """
-        return self._transport.json("GET", f"{self._by_name(ref).path}/lineage")
+        return answers.lineage(self._transport.json("GET", f"{self._by_name(ref).path}/lineage"))
 
     def diff(self, name: str, old: str, new: str) -> dict[str, Any]:
         """What differs between two versions: interface, evaluation, training and files, field by field.
@@ -235,7 +260,7 @@ class Client:
             NetworkError: The registry could not be asked.
         """
         path = f"/v1/skills/{Ref.parse(name).name}/diff"
-        return self._transport.json("GET", path, params={"from": old, "to": new})
+        return answers.diff(self._transport.json("GET", path, params={"from": old, "to": new}))
 
     def alias_history(self, name: str, alias: str) -> dict[str, Any]:
         """What an alias means and its ``moves``, the newest first: when, and signed by whom.
@@ -244,7 +269,8 @@ class Client:
             NotFoundError: There never was such an alias.
             NetworkError: The registry could not be asked.
         """
-        return self._transport.json("GET", f"/v1/skills/{Ref.parse(name).name}/aliases/{_slug(alias)}")
+        path = f"/v1/skills/{Ref.parse(name).name}/aliases/{_slug(alias)}"
+        return answers.moves(self._transport.json("GET", path))
 
     def state(self, name: str, action: str, *, key: str = "default", **fields: str) -> int:
         """Sign and send a statement about a skill.
@@ -269,9 +295,9 @@ class Client:
         from neuraverse import statement
 
         private, now = self.keys.private_key_path(key), self.describe(name)
-        said = {"registry": now.get("registry"), "name": Ref.parse(name).name, "action": action, **fields}
+        said = {"registry": now["registry"], "name": Ref.parse(name).name, "action": action, **fields}
         try:
-            text = statement.build(serial=int(now.get("serial", 0)) + 1, **said)
+            text = statement.build(serial=now["serial"] + 1, **said)
         except ManifestError as error:
             raise UsageError(error.message) from error
         body = {
@@ -280,7 +306,7 @@ class Client:
             "key": self.keys.public_key(key).fingerprint,
         }
         answer = self._transport.json("POST", f"/v1/skills/{Ref.parse(name).name}/statements", json=body)
-        return int(answer.get("event", 0))
+        return answers.event_of(answer)
 
     def set_alias(self, name: str, alias: str, version: str, *, key: str = "default") -> None:
         """Point an alias at a version; see `state` for the errors."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from neuraverse.client.cache import Cache, hash_of
-from neuraverse.client.transport import Transport
+from neuraverse.client.transport import LEAST_RATE, Transport
 from neuraverse.errors import IntegrityError, NetworkError, StorageError
 from neuraverse.storage import disk_errors
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Called with the bytes that are done and the bytes in total."""
 
-FRUITLESS_TRIES = 4  # in a row, without one new byte
+FRUITLESS_TRIES = 4  # in a row, without new bytes worth the time
 
 
 def fetch(
@@ -97,11 +97,12 @@ class _Download:
         """Go on until all bytes are there, as long as tries bring new ones."""
         fruitless = 0
         while self._have < self._size:
-            before = self._have
+            before, begun = self._have, time.monotonic()
             try:
                 self._once()
             except NetworkError as error:
-                fruitless = 0 if self._have > before else fruitless + 1
+                enough = max(1.0, LEAST_RATE * (time.monotonic() - begun))  # who drips is not waited for
+                fruitless = 0 if self._have - before >= enough else fruitless + 1
                 if fruitless >= FRUITLESS_TRIES:
                     raise NetworkError(
                         f"{error.message} (blob {self._sha256[:12]}, {self._have} of {self._size} bytes)",
@@ -121,7 +122,7 @@ class _Download:
                 self._restart()
             elif response.status_code == 206:
                 self._check_start(response)
-            for chunk in response.iter_raw():
+            for chunk in self._transport.chunks(response):
                 self._append(chunk)
         if self._have < self._size:
             raise NetworkError("the answer ended early")

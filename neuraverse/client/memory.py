@@ -2,9 +2,9 @@
 
     $NEURAVERSE_HOME/cache/refs/<digest of registry and reference>.json
 
-It also remembers which digest a version had, since a version never changes, whoever says so; and which versions
-were revoked, so that they are not used without a network either. Only what a trusted key has signed is
-remembered: else one lie would be believed for ever.
+It also remembers which digest a version had, since a version never changes, whoever says so; and which
+versions were revoked, so that they are not used without a network either. Only what a trusted key has signed
+is remembered: else one lie would be believed for ever.
 """
 
 from __future__ import annotations

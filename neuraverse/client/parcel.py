@@ -28,7 +28,8 @@ class Parcel:
     """
 
     def __init__(self, chunks: Iterator[bytes], ref: Ref) -> None:
-            from neuraverse.manifest import BLOBS, MAX_FILE_BYTES, MAX_MANIFEST_BYTES, SkillManifest, digest_of
+        from neuraverse.archive import Reader
+        from neuraverse.manifest import BLOBS, MAX_FILE_BYTES, MAX_MANIFEST_BYTES, SkillManifest, digest_of
         from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE
 
         self._ref = ref
@@ -68,10 +69,9 @@ class Parcel:
         elif ref.is_range:
             wrong = wrong or not parse_range(ref.which).allows(manifest.version)
         if wrong:
+            meant = ref if wanted is None else f"{wanted.ref} ({wanted.digest})"
             raise IntegrityError(
-                f"the registry answered {wanted.ref if wanted is not None else ref} with {manifest.ref}"
-                f" ({self.digest})",
-                remedy="do not trust it",
+                f"the registry answered {meant} with {manifest.ref} ({self.digest})", remedy="do not trust it"
             )
         return found
 

@@ -6,15 +6,16 @@ where it was cut.
 
 from __future__ import annotations
 
-import time
-from concurrent.futures import ThreadPoolExecutor
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuraverse.client.download import FRUITLESS_TRIES, Progress
 from neuraverse.client.refs import Resolved, resolved_of
-from neuraverse.client.transport import Transport
-from neuraverse.errors import ConflictError, NetworkError, SignatureError
+from neuraverse.client.transport import TAR, Transport
+from neuraverse.errors import ConflictError, IntegrityError, NetworkError, SignatureError
 from neuraverse.storage import disk_errors
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 PARCEL_BYTES = 8 << 20  # what is larger than this in all goes file by file
 PIECE_BYTES = 8 << 20
 _AT_ONCE = 4
+_FRUITLESS = 2 * FRUITLESS_TRIES  # a try is two requests: where it stands, and the next piece
 
 
 def publish(
@@ -56,6 +58,8 @@ class _Publish:
         self._total = sum(entry.size for entry in self._files.values())
         self._sent: dict[str, int] = {}
         self._progress = progress
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
 
     def run(self, manifest: bytes, signature: bytes, pem: bytes) -> Resolved:
         from neuraverse.archive import pack
@@ -69,14 +73,20 @@ class _Publish:
             parts = [*documents, *((name, self._skill.read(name)) for name in lacking)]
             request: dict[str, Any] = {
                 "content": b"".join(pack(parts)),
-                "headers": {"Content-Type": "application/x-tar"},
+                "headers": {"Content-Type": TAR},
             }
         else:
-            with ThreadPoolExecutor(_AT_ONCE, "upload") as pool:
-                list(pool.map(self._upload, lacking))
+            self._upload_all(lacking)
             texts = [data.decode() for _, data in documents]
             request = {"json": dict(zip(("manifest", "signature", "public_key"), texts, strict=True))}
         found = resolved_of(self._transport.json("POST", "/v1/skills", ok=(200, 201), **request))
+        ours = (self._skill.name, self._skill.version, self._skill.digest)
+        if (found.name, found.version, found.digest) != ours:
+            raise IntegrityError(
+                f"the registry says that it has published {found.ref} ({found.digest}); this is not what was"
+                f" sent",
+                remedy="do not trust this registry",
+            )
         for name in lacking:
             self._tick(name, self._files[name].size)
         return found
@@ -89,29 +99,47 @@ class _Publish:
             raise NetworkError(f"{self._transport.url} sent a list of missing blobs that is none")
         return [name for name, entry in self._files.items() if entry.sha256 in missing]
 
+    def _upload_all(self, names: list[str]) -> None:
+        with ThreadPoolExecutor(_AT_ONCE, "upload") as pool:
+            running = [pool.submit(self._upload, name) for name in names]
+            try:
+                for each in as_completed(running):
+                    each.result()
+            except BaseException:  # Ctrl-C, too: the others end with the piece that they are sending
+                self._stopped.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+
     def _upload(self, name: str) -> None:
         """One file, from where the last try left it."""
-        entry, fruitless = self._files[name], 0
+        entry = self._files[name]
         begun = self._transport.json(
             "POST", "/v1/uploads", ok=(200, 201), json={"sha256": entry.sha256, "size": entry.size}
         )
         if begun.get("exists") is True:
             return
         path = f"/v1/uploads/{begun.get('id')}"
-        offset = 0
-        while offset < entry.size:
+        offset = best = fruitless = 0
+        lost = False  # whether we do not know how much has arrived
+        while not self._stopped.is_set():
             try:
-                reached = self._piece(name, path, offset)
-                fruitless = 0 if reached > offset else fruitless + 1
-                offset = reached
+                if lost:
+                    offset, lost = self._offset(self._transport.json("GET", path)), False
+                elif offset < entry.size:
+                    offset = self._piece(name, path, offset)
+                else:
+                    self._transport.json("PUT", path, ok=(200, 201))
+                    return
             except (NetworkError, ConflictError):
-                fruitless += 1
-                if fruitless >= FRUITLESS_TRIES:
+                lost = True
+                if fruitless + 1 >= _FRUITLESS:
                     raise
-                time.sleep(0.1 * 2**fruitless)
-                offset = self._offset(self._transport.json("GET", path))
+                self._stopped.wait(random.uniform(0.0, 0.1 * 2**fruitless))
+            fruitless = 0 if offset > best else fruitless + 1
+            best = max(best, offset)
+            if fruitless >= _FRUITLESS:
+                raise NetworkError(f"{self._transport.url} does not take {name}: it stays at byte {offset}")
             self._tick(name, offset)
-        self._transport.json("PUT", path, ok=(200, 201))
 
     def _piece(self, name: str, path: str, offset: int) -> int:
         with disk_errors("read", self._skill.path / name), (self._skill.path / name).open("rb") as file:
@@ -127,6 +155,7 @@ class _Publish:
         return offset
 
     def _tick(self, name: str, done: int) -> None:
-        self._sent[name] = done
-        if self._progress is not None:
-            self._progress(sum(self._sent.values()), self._total)
+        with self._lock:
+            self._sent[name] = done
+            if self._progress is not None:
+                self._progress(sum(self._sent.values()), self._total)

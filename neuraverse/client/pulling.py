@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,10 @@ class Pull:
             return self.offline(ref)
 
     def settled(self, found: Resolved) -> Skill:
-        """A skill by its digest, from the cache or else from the registry; see `Client.pull` for the errors."""
+        """A skill by its digest, from the cache or else from the registry.
+
+        See `Client.pull` for the errors.
+        """
         with self._alone(found):
             skill = self._cached(found)
         if skill is None:
@@ -108,15 +111,9 @@ class Pull:
                 return skill
         raise NetworkError(f"{ref} is not in the cache", remedy="pull it when the registry can be reached")
 
-    @contextlib.contextmanager
-    def _alone(self, found: Resolved) -> Iterator[None]:
-        """Among all that pull this skill."""
-        name = f"skill-{found.digest.removeprefix('sha256:')}"
-        with self._cache.working_on(name):
-            try:
-                yield
-            finally:
-                self._cache.drop(name)
+    def _alone(self, found: Resolved) -> AbstractContextManager[None]:
+        """Among all that pull this skill or would remove it."""
+        return self._cache.alone_with(found.digest)
 
     def _cached(self, found: Resolved) -> Skill | None:
         """The skill from the cache, if it is there and still what it was."""
@@ -132,7 +129,7 @@ class Pull:
             self._admit(skill.read(MANIFEST), skill.read(SIGNATURE), found)
         except ContentError:  # changed on the disk, or not trusted any more: the registry's copy will tell
             return None
-        return skill
+        return self._cache.hold(skill)
 
     def _whole(self, ref: Ref, *, held: Resolved | None = None, wanted: Resolved | None = None) -> Skill:
         """Ask for all of a skill at once; what is in the cache is not sent again.
@@ -181,9 +178,9 @@ class Pull:
         from neuraverse.manifest import version_key
 
         before = self._memory.recall(ref)
-        if ref.which == LATEST and before is not None:
-            if version_key(found.version) < version_key(before.version):
-                log.warning("%s means %s now; it meant %s before", ref, found.ref, before.ref)
+        fell = before is not None and version_key(found.version) < version_key(before.version)
+        if before is not None and fell and ref.which == LATEST:
+            log.warning("%s means %s now; it meant %s before", ref, found.ref, before.ref)
         self._memory.remember(ref, found)
 
     def _unpack(self, found: Resolved, parcel: Parcel) -> Skill | None:
@@ -210,7 +207,7 @@ class Pull:
                 (folder / MANIFEST).write_bytes(parcel.manifest_bytes)
                 (folder / SIGNATURE).write_bytes(parcel.signature)
             Skill.open(folder)  # every byte once more, as it lies on the disk
-        return Skill(target, parcel.manifest_bytes)
+        return self._cache.hold(Skill(target, parcel.manifest_bytes))
 
     def _download(self, found: Resolved) -> Skill:
         from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE, Skill
@@ -230,7 +227,7 @@ class Pull:
                 (folder / MANIFEST).write_bytes(data)
                 (folder / SIGNATURE).write_bytes(signature)
             Skill.open(folder)  # every byte once more, as it lies on the disk
-        return Skill(target, data)
+        return self._cache.hold(Skill(target, data))
 
     def _fetch_files(self, manifest: SkillManifest) -> None:
         total = sum(entry.size for entry in manifest.files.values())

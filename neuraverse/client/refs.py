@@ -232,7 +232,7 @@ def resolved_of(plain: object) -> Resolved:
     found = Resolved(
         **{k: _text(fields, k) for k in ("name", "version", "digest")},
         warnings=texts_of(fields.get("warnings") or []),
-        state=_text({"state": "active"} | fields, "state")[:_CHARACTERS],
+        state=_text({"state": "active", **fields}, "state")[:_CHARACTERS],
     )
     patterns = {"name": NAME_PATTERN, "version": VERSION_PATTERN, "digest": DIGEST_PATTERN}
     for key, pattern in patterns.items():
@@ -244,7 +244,7 @@ def resolved_of(plain: object) -> Resolved:
 
 
 def texts_of(plain: object) -> tuple[str, ...]:
-    """Sentences for people out of a registry's answer: not many, not long, and nothing that steers a terminal.
+    """Sentences for people out of a registry's answer: few, short, and none that steers a terminal.
 
     Raises:
         NetworkError: It is no list of texts.

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from neuraverse.client.refs import printable
 from neuraverse.errors import (
     ConflictError,
     NetworkError,
@@ -34,7 +35,12 @@ CONNECT_S = 5.0
 READ_S = 30.0  # silence that ends a request
 ANSWER_S = 60.0  # all of a small answer
 MAX_ANSWER_BYTES = 8 << 20
+LEAST_RATE = 256  # a large answer that comes slower than this [bytes/s] …
+SLOW_S = 30.0  # … for so long is given up
+TAR = "application/x-tar"
 _LOOPBACK = ("all://127.0.0.1", "all://[::1]", "all://localhost")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -47,7 +53,7 @@ class Transport:
         token: Sent as a bearer token.
 
     Raises:
-        UsageError: The address is no HTTP URL.
+        UsageError: The address is no HTTP URL, or a variable for proxies or certificates cannot be followed.
     """
 
     def __init__(
@@ -62,12 +68,8 @@ class Transport:
             parsed = httpx.URL("")
         if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query:
             raise UsageError(f"{self.url!r} is no address of a registry", remedy=f"write it as {DEFAULT_URL}")
-        timeout = httpx.Timeout(READ_S, connect=CONNECT_S)
         self._owned = http is None
-        near = dict.fromkeys(_LOOPBACK)  # not through a proxy, whatever HTTP_PROXY says
-        if http is None:
-            http = httpx.Client(timeout=timeout, mounts=near, verify=_certificates(*_ssl_settings()))
-        self._http = http
+        self._http = _new_client() if http is None else http
         # Bodies are checked byte by byte, so no encoding may come between.
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "neuraverse"}
         if token:
@@ -123,7 +125,9 @@ class Transport:
                 return
             elsewhere = found.headers.get("location", "")
         secure = self.url.startswith("https:")
-        if not elsewhere.startswith(("https://",) if secure else ("https://", "http://")):
+        if not elsewhere.isprintable() or not elsewhere.startswith(
+            ("https://",) if secure else ("https://", "http://")
+        ):
             raise self._stranger(f"it sent us to {elsewhere[:100]!r} for {path}")
         plain = {k: v for k, v in {**self._headers, **headers}.items() if k != "Authorization"}
         with self._ask("GET", elsewhere, plain, None, {}) as found:
@@ -153,6 +157,33 @@ class Transport:
             )
             with asked as response:
                 yield response
+
+    def expect(self, response: httpx.Response, kind: str, path: str) -> None:
+        """Whether a response has a body of this media type, which a login page for example has not.
+
+        Raises:
+            NetworkError: It has not.
+        """
+        if _media_type(response) != kind:
+            raise self._stranger(f"it sent {_media_type(response) or 'an untyped body'} for {path}")
+
+    def chunks(self, response: httpx.Response) -> Iterator[bytes]:
+        """A large body as it comes, as long as it comes with some speed.
+
+        Raises:
+            NetworkError: It comes too slowly.
+        """
+        begun, got = time.monotonic(), 0
+        for chunk in response.iter_raw():
+            yield chunk
+            got += len(chunk)
+            lasted = time.monotonic() - begun
+            if lasted > SLOW_S:
+                if got < LEAST_RATE * lasted:
+                    raise NetworkError(
+                        f"{self.url} sent only {got} bytes in {lasted:.0f} s", remedy="try again later"
+                    )
+                begun, got = time.monotonic(), 0
 
     def read(self, response: httpx.Response, limit: int, what: str) -> bytes:
         """A small body.
@@ -222,7 +253,7 @@ class Transport:
             if status in _RETRY_STATUS:
                 return NetworkError(f"{self.url} answered with status {status}", remedy="try again later")
             return self._stranger(f"it sent status {status} without saying why")
-        detail, remedy = str(problem.get("detail", ""))[:2000], str(problem.get("remedy", ""))[:2000]
+        detail, remedy = (printable(str(problem.get(key, ""))) for key in ("detail", "remedy"))
         if status in _RETRY_STATUS:
             return NetworkError(f"{self.url}: {detail}", remedy=remedy or "try again later")
         kind = {404: NotFoundError, 409: ConflictError, 410: RevokedError}.get(status, RegistryError)
@@ -243,7 +274,7 @@ class Transport:
                 f"the registry at {self.url} was silent for {read_s:g} s",
                 remedy="it is slow or hangs; try again",
             ) from error
-        except httpx.RequestError as error:
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
             raise NetworkError(
                 f"the connection to the registry at {self.url} broke: {reason}", remedy="try again"
@@ -256,8 +287,24 @@ class Transport:
         )
 
 
+def _new_client() -> httpx.Client:
+    """An HTTP client that takes proxies and certificates from the variables that are usual for them."""
+    import httpx
+
+    near = dict.fromkeys(_LOOPBACK)  # not through a proxy, whatever HTTP_PROXY says
+    timeout = httpx.Timeout(READ_S, connect=CONNECT_S)
+    try:
+        return httpx.Client(timeout=timeout, mounts=near, verify=_certificates(*_ssl_settings()))
+    except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
+        names = (*_CERTIFICATES, *_PROXIES, *map(str.lower, _PROXIES))
+        raise UsageError(
+            f"proxy or certificates cannot be used: {error}",
+            remedy=f"check {', '.join(name for name in names if os.environ.get(name)) or 'the installation'}",
+        ) from error
+
+
 def _ssl_settings() -> tuple[str | None, ...]:
-    return tuple(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
+    return tuple(os.environ.get(name) for name in _CERTIFICATES)
 
 
 @functools.cache

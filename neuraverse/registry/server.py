@@ -9,6 +9,7 @@ import fcntl
 import json
 import math
 import os
+import resource
 import signal
 import socket
 import threading
@@ -49,6 +50,7 @@ def serve(
     if not isinstance(settings, Settings):
         settings = Settings.load(data=Path(settings))
     host = settings.host
+    _allow_connections(settings.max_connections)
     ready = Path(ready_file) if ready_file is not None else None
     logs.set_up(settings)
     with claimed(settings), contextlib.closing(_listen(host, settings.port)) as listener:
@@ -66,6 +68,14 @@ def serve(
         finally:
             if ready is not None:
                 ready.unlink(missing_ok=True)
+
+
+def _allow_connections(count: int) -> None:
+    """Let this process open as many files as it may take connections, as far as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 1000 if hard == resource.RLIM_INFINITY else min(count + 1000, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextlib.contextmanager

@@ -139,6 +139,9 @@ class RobotAgent:
     def update(self) -> bool:
         """Take what the followed reference means now, if it is new and good.
 
+        A skill that was revoked is left. Whoever has none then, or begins without a network, falls back to
+        the last good one in the cache.
+
         Returns:
             True if the skill was swapped.
 
@@ -146,28 +149,42 @@ class RobotAgent:
             NetworkError: The registry could not be asked.
             NeuraverseError: The skill was refused; the one before goes on.
         """
+        try:
+            return self._take_new()
+        except Exception as error:
+            if not isinstance(error, NetworkError):  # a registry that is down says nothing of the old one
+                self._leave_if_revoked()
+            if self._running is None and self._fall_back():
+                return True
+            raise
+
+    def _take_new(self) -> bool:
         ref, digest = str(self._ref), ""
-        self._leave_if_revoked()
         try:
             found = self._client.resolve(self._ref)
             held = self.skill
             if held is not None and held.digest == found.digest:
                 return False
+            self._leave_if_revoked()  # now: the new one may take long to come
             ref, digest = found.ref, found.digest
-            skill = self._client.pull(found, offer=self._offer, trust=self._store)
-            policy = stage(skill)
-            if self._on_skill is not None:
-                self._on_skill(skill)
+            self._take(found)
         except (NetworkError, StorageError):
             raise
         except Exception as error:
             if digest or not isinstance(error, NotFoundError):  # that there is nothing yet is no refusal
                 self._refuse(Refusal(ref=ref, digest=digest, error=error))
             raise
+        return True
+
+    def _take(self, found: Resolved) -> None:
+        """Swap a skill in, if it is good."""
+        skill = self._client.pull(found, offer=self._offer, trust=self._store)
+        policy = stage(skill)
+        if self._on_skill is not None:
+            self._on_skill(skill)
         self._running, self._left = _Running(skill=skill, policy=policy), ""
         self._first.set()
         log.info("%s runs %s (%s)", self._offer.robot, skill.ref, skill.digest)
-        return True
 
     def _leave_if_revoked(self) -> None:
         """Stop acting on a skill that the registry says is revoked; a registry that is down says nothing."""
@@ -182,6 +199,20 @@ class RobotAgent:
             self._refuse(Refusal(ref=held.ref, digest=held.digest, error=error))
         except NeuraverseError:
             pass
+
+    def _fall_back(self) -> bool:
+        """Take the skill in the cache that was used last and is still good; True if there is one."""
+        for each in self._client.cached(self._ref.name):
+            if self._ref.is_exact or (self._ref.is_range and not self._allows(each.version)):
+                continue
+            try:
+                found = self._client.resolve(each.ref)
+                if found.digest == each.digest and found.state == "active":
+                    self._take(found)
+                    return True
+            except Exception as error:
+                log.debug("%s: not %s either: %s", self._offer.robot, each.ref, error)
+        return False
 
     def start(self) -> None:
         """Follow in a thread of its own.

@@ -52,7 +52,6 @@ def test_a_large_skill_goes_up_in_pieces_and_resumes(
 ):
     monkeypatch.setattr(publishing, "PARCEL_BYTES", 0)
     monkeypatch.setattr(publishing, "PIECE_BYTES", 1000)
-    monkeypatch.setattr(publishing.time, "sleep", lambda _: None)
     patches = []
 
     def meddle(request, response):

@@ -318,7 +318,7 @@ def test_a_manifest_that_follows_no_schema(published, through, net):
         return response
 
     client, _ = through(meddle)
-    with pytest.raises((ManifestError, NotFoundError)):
+    with pytest.raises((ManifestError, IntegrityError, NotFoundError)):
         client.pull(client.resolve(NAME))
 
 

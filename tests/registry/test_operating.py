@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import socket
 import sqlite3
 import threading
@@ -95,6 +96,8 @@ def connect(url):
 
 def test_fault_12_slow_headers_and_bodies_are_closed_and_others_served(impatient):
     """Hundreds of slow clients; an honest one is served all the while."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))  # both ends are here
     slow = [connect(impatient) for _ in range(500)]
     for i, each in enumerate(slow):
         each.sendall(
@@ -124,7 +127,9 @@ def test_headers_without_end(impatient):
         assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
 
 
-def test_fault_21_a_clock_that_jumps_changes_no_order(local_api, make_skill, tmp_path, publisher, monkeypatch):
+def test_fault_21_a_clock_that_jumps_changes_no_order(
+    local_api, make_skill, tmp_path, publisher, monkeypatch
+):
     """Times are for people: events, versions and cursors go by their numbers."""
     from neuraverse.registry import publishing
 

@@ -1,0 +1,95 @@
+"""What a registry says of a skill besides its bytes, checked as far as anyone reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neuraverse.errors import NetworkError
+
+DIFF_PARTS = ("interface", "evaluation", "training", "files")
+_TEXT, _COUNT, _NUMBER = (str,), (int,), (int, float)
+_MAYBE_TEXT = (str, type(None))
+
+
+def described(plain: dict[str, Any]) -> dict[str, Any]:
+    """Versions, aliases, deprecation and serial number of a skill.
+
+    Raises:
+        NetworkError: It is malformed.
+    """
+    _fields(plain, name=_TEXT, registry=_TEXT, serial=_COUNT)
+    for version in _list(plain, "versions"):
+        _fields(version, version=_TEXT, digest=_TEXT, state=_TEXT)
+    _need(isinstance(plain.get("aliases"), dict), "aliases")
+    _fields(plain["aliases"], **dict.fromkeys(plain["aliases"], _TEXT))
+    return plain
+
+
+def lineage(plain: dict[str, Any]) -> dict[str, Any]:
+    """A graph of skills; each edge joins two of its nodes.
+
+    Raises:
+        NetworkError: It is malformed.
+    """
+    for node in _list(plain, "nodes"):
+        _fields(node, digest=_TEXT, name=_TEXT, version=_TEXT, state=_TEXT, lower=_NUMBER)
+    known = {node["digest"] for node in plain["nodes"]}
+    _need(plain.get("root") in known, "root")
+    for edge in _list(plain, "edges"):
+        _need(isinstance(edge, list) and len(edge) == 2 and all(end in known for end in edge), "edges")
+    return plain
+
+
+def diff(plain: dict[str, Any]) -> dict[str, Any]:
+    """What differs between two versions.
+
+    Raises:
+        NetworkError: It is malformed.
+    """
+    _fields(plain, **{"from": _TEXT, "to": _TEXT})
+    for part in DIFF_PARTS:
+        for each in _list(plain, part):
+            _fields(each, field=_TEXT)
+            _need({"from", "to"} <= each.keys(), part)
+    return plain
+
+
+def moves(plain: dict[str, Any]) -> dict[str, Any]:
+    """How an alias moved, the newest first.
+
+    Raises:
+        NetworkError: It is malformed.
+    """
+    for move in _list(plain, "moves"):
+        _fields(move, version=_MAYBE_TEXT, previous=_MAYBE_TEXT, at=_TEXT, by=_TEXT)
+    _need(len(plain["moves"]) > 0, "moves")
+    return plain
+
+
+def event_of(plain: dict[str, Any]) -> int:
+    """The event that a statement became.
+
+    Raises:
+        NetworkError: It is malformed.
+    """
+    _fields(plain, event=_COUNT)
+    return int(plain["event"])
+
+
+def _list(plain: dict[str, Any], name: str) -> list[Any]:
+    value = plain.get(name)
+    _need(isinstance(value, list), name)
+    assert isinstance(value, list)
+    return value
+
+
+def _fields(plain: Any, **kinds: tuple[type, ...]) -> None:
+    _need(isinstance(plain, dict), "an object")
+    for name, kind in kinds.items():
+        value = plain.get(name)
+        _need(isinstance(value, kind) and not isinstance(value, bool), name)
+
+
+def _need(holds: bool, name: str) -> None:
+    if not holds:
+        raise NetworkError(f"the registry's answer is malformed: {name!r} is missing or of another kind")
