@@ -57,14 +57,16 @@ def other_load() -> Iterator[Callable[[], float]]:
 
 def _own_cpu_s() -> float:
     """CPU seconds of this process and its descendants, ended or not."""
-    total = time.process_time()
+    ended = os.times()
+    total = time.process_time() + ended.children_user + ended.children_system
     ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
     me = str(os.getpid())
     parents: dict[str, tuple[str, float]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat") if Path("/proc/self/stat").exists() else ():
         with contextlib.suppress(OSError, IndexError, ValueError):
             fields = entry.read_text().rpartition(")")[2].split()
-            parents[entry.parent.name] = fields[1], (int(fields[11]) + int(fields[12])) / ticks
+            cpu_s = sum(map(int, fields[11:15])) / ticks  # children that it has waited for included
+            parents[entry.parent.name] = fields[1], cpu_s
     for pid, (parent, cpu_s) in parents.items():
         ancestor = parent
         while ancestor in parents and ancestor != me:

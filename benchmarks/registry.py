@@ -27,10 +27,8 @@ from neuraverse.trust import sign, verify
 
 CLIENTS = {1: (1, 1), 16: (4, 4)}  # processes and threads in each
 SKILLS = {1: 40, 16: 112}  # in a run, besides one that warms each client up
-VERIFIED = {
-    "1mb": (300, 0, 20),
-    "250mb": (4000, 14_000_000, 3),
-}  # hidden units, further numbers, calls in a run
+# Hidden units, further numbers, calls in a run.
+VERIFIED = {"1mb": (300, 0, 20), "250mb": (4000, 14_000_000, 3)}
 
 
 def measure(options: Options) -> Report:
@@ -93,8 +91,7 @@ def _round(report: Report, kind: str, url: str, folders: Sequence[Path], k: int,
     register(kind, url, folders[0].name.rpartition("-")[0])
     processes, threads = CLIENTS[clients]
     for task in ("publish", "pull"):
-        with other_load() as busy:
-            taken, seconds = load(kind, task, url, folders, processes=processes, threads=threads)
+        taken, seconds, busy = load(kind, task, url, folders, processes=processes, threads=threads)
         p50, p99 = (round(1e3 * float(v), 2) for v in np.percentile(taken, (50, 99)))
         report.rows.append(
             {
@@ -105,7 +102,7 @@ def _round(report: Report, kind: str, url: str, folders: Sequence[Path], k: int,
                 "p50_ms": p50,
                 "p99_ms": p99,
                 "seconds": round(seconds, 4),
-                "other_load": round(busy(), 2),
+                "other_load": round(busy, 2),
             }
         )
         say(f"{kind}, {task}, {clients} clients: p50 {p50:.1f} ms, {len(taken) / seconds:.1f} skills/s")

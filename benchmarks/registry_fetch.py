@@ -1,6 +1,7 @@
 """A client that costs next to nothing: ``python -m benchmarks.registry_fetch HOST PORT PATH CONNECTIONS``.
 
-It fetches PATH once over each of its connections and prints how many bytes came and the seconds it took.
+It fetches PATH once over each of its connections, prints how many bytes came and the seconds it took, and stays
+until its standard input is closed.
 With ``MSG_TRUNC`` Linux drops what is received instead of copying it, so that the server is what is measured;
 elsewhere it is copied.
 """
@@ -46,4 +47,5 @@ def fetch(host: str, port: int, path: str, connections: int) -> tuple[int, float
 
 if __name__ == "__main__":
     given_host, given_port, given_path, given_connections = sys.argv[1:]
-    print(json.dumps(fetch(given_host, int(given_port), given_path, int(given_connections))))
+    print(json.dumps(fetch(given_host, int(given_port), given_path, int(given_connections))), flush=True)
+    sys.stdin.read()

@@ -97,10 +97,14 @@ def parse(text: str) -> Statement:
     Raises:
         ManifestError: It is malformed; the message names the field.
     """
-    if len(text.encode()) > MAX_STATEMENT_BYTES:
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise ManifestError("the statement is no text: it holds half a surrogate pair") from error
+    if len(data) > MAX_STATEMENT_BYTES:
         raise ManifestError(f"the statement has more than {MAX_STATEMENT_BYTES} bytes")
     try:
-        return Statement.model_validate_json(text, strict=True)
+        return Statement.model_validate_json(data, strict=True)
     except ValidationError as error:
         raise _sentence(error) from error
 
@@ -152,7 +156,7 @@ def verify(text: str, signature: str, keys: Iterable[PublicKey]) -> str:
         public = load_pem_public_key(key.pem)
         assert isinstance(public, ec.EllipticCurvePublicKey)
         try:
-            public.verify(raw, _PREFIX + text.encode(), ec.ECDSA(hashes.SHA256()))
+            public.verify(raw, _PREFIX + text.encode(errors="surrogatepass"), ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
             continue
         return key.fingerprint

@@ -14,7 +14,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from neuraverse import graph
 from neuraverse.errors import WeightsError
-from neuraverse.graph import MAX_GRAPH_BYTES, MAX_NODES, MAX_PARTS, OPERATORS, check_graph
+from neuraverse.graph import (
+    MAX_GRAPH_BYTES,
+    MAX_NODES,
+    MAX_OPSET,
+    MAX_PARTS,
+    MIN_OPSET,
+    OPERATORS,
+    check_graph,
+)
+from neuraverse.policy import output_name
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +109,14 @@ def test_a_graph_within_a_node_is_refused(model):
     refuse(model, "Identity holds a graph")
 
 
-def test_functions_and_sparse_constants_are_refused(model):
+def test_functions_training_graphs_and_sparse_constants_are_refused(model):
     spoilt = onnx.ModelProto()
     spoilt.CopyFrom(model)
     spoilt.functions.add(name="f", domain="")
     refuse(spoilt, "functions")
+    spoilt.CopyFrom(model)
+    spoilt.training_info.add()
+    refuse(spoilt, "training graphs")
     model.graph.sparse_initializer.add()
     refuse(model, "sparse")
 
@@ -125,6 +137,92 @@ def test_functions_and_sparse_constants_are_refused(model):
 def test_a_misshapen_constant_is_named(model, change):
     change(model.graph.initializer[0])
     refuse(model, model.graph.initializer[0].name)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_truth_value_is_true_or_false(model, raw):
+    tensor = helper.make_tensor("truth", TensorProto.BOOL, [2], b"\1\0" if raw else [True, False], raw=raw)
+    model.graph.initializer.append(tensor)
+    check_graph(model.SerializeToString())
+    if raw:
+        model.graph.initializer[-1].raw_data = b"\1\2"
+    else:
+        model.graph.initializer[-1].int32_data[1] = 2
+    refuse(model, "truth", "no truth value")
+
+
+@pytest.mark.parametrize(
+    ("opsets", "says"),
+    [
+        ([], "opset (none)"),
+        ([("", MIN_OPSET - 1)], f"opset {MIN_OPSET - 1}"),
+        ([("", MAX_OPSET + 1)], f"opset {MAX_OPSET + 1}"),
+        ([("ai.onnx", MAX_OPSET + 1)], f"opset {MAX_OPSET + 1}"),
+        ([("", 20), ("ai.onnx", 21)], "opset 20, 21"),
+        ([("com.microsoft", 1)], "opset (none)"),
+    ],
+)
+def test_an_opset_out_of_range_is_refused(model, opsets, says):
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(*each) for each in opsets)
+    refuse(model, says)
+
+
+def asked(interface) -> dict:
+    return {
+        "inputs": {s.name: s.shape for s in interface.observation},
+        "outputs": {output_name(s.name): s.shape for s in interface.action},
+    }
+
+
+def test_inputs_and_outputs_of_the_interface_are_accepted(good, interface):
+    check_graph(good, **asked(interface))
+    check_graph(bytearray(good), **asked(interface))
+
+
+def reshape(port, *dims) -> None:
+    del port.type.tensor_type.shape.dim[:]
+    for size in dims:
+        port.type.tensor_type.shape.dim.add(**{"dim_param" if isinstance(size, str) else "dim_value": size})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda g: setattr(g.input[0], "name", "nose"), "no input e_pos"),
+        (lambda g: setattr(g.output[0], "name", "twist"), "no output action.twist"),
+        (lambda g: g.input.pop(), "no input prev_action"),
+        (lambda g: g.input.add(name="more"), "the input more"),
+        (lambda g: g.output.add(name="more"), "the output more"),
+        (lambda g: g.input.add(name="e_pos"), "two inputs of one name"),
+        (lambda g: setattr(g.input[0].type.tensor_type, "elem_type", TensorProto.DOUBLE), "type 11"),
+        (lambda g: g.input[0].ClearField("type"), "type 0"),
+        (lambda g: g.input[0].type.sequence_type.SetInParent(), "type 0"),
+        (lambda g: reshape(g.input[0], "N", 4), "[None, 4]"),
+        (lambda g: reshape(g.input[0], "N", "k"), "[None, None]"),
+        (lambda g: reshape(g.input[0], 1, 3), "[1, 3]"),
+        (lambda g: reshape(g.input[0], "N"), "[None]"),
+        (lambda g: reshape(g.input[0]), "[]"),
+        (lambda g: reshape(g.input[0], "N", 3, 1), "[None, 3, 1]"),
+        (lambda g: reshape(g.input[0], "N", *[3] * 20_000), "[None, 3, 3, 3"),
+        (lambda g: setattr(g.initializer[0], "name", "e_pos"), "constant of an input's name"),
+    ],
+)
+def test_other_inputs_and_outputs_are_refused(model, interface, change, says):
+    change(model.graph)
+    with pytest.raises(WeightsError) as caught:
+        check_graph(model.SerializeToString(), **asked(interface))
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_of_choices_that_exclude_each_other_the_last_counts(model, interface):
+    dim = field(2, field(1, b"\x08\x01" + field(2, field(1, b"\x12\1N") + field(1, b"\x08\x03\x12\1k"))))
+    del model.graph.input[0]
+    with pytest.raises(WeightsError, match=r"\[None, None\]"):  # as onnxruntime, which reads k, not 3
+        check_graph(
+            model.SerializeToString() + field(7, field(11, field(1, b"e_pos") + dim)), **asked(interface)
+        )
 
 
 def test_too_many_nodes_are_refused(model):

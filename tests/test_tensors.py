@@ -39,6 +39,15 @@ def test_shapes_and_numbers_are_those_that_the_library_wrote(tiny):
         assert read[name].flags.writeable
 
 
+@pytest.mark.parametrize("buffer", [bytearray, memoryview, lambda data: np.frombuffer(data, np.uint8)])
+def test_any_buffer_is_read_and_none_is_held(tiny, buffer):
+    weights = tiny.weights()
+    data = buffer(safetensors.numpy.save(weights))
+    read = read_tensors(data)
+    assert {name: value.shape for name, value in read.items()} == check_tensors(data)
+    assert not any(np.shares_memory(value, np.frombuffer(data, np.uint8)) for value in read.values())
+
+
 @pytest.mark.parametrize(
     "dtype", [np.float64, np.float16, np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_]
 )

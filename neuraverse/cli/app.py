@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from neuraverse.cli import learn, operate, publish, receive, use
+from neuraverse.cli import cache, learn, operate, publish, receive, use
 from neuraverse.cli.demo import demo
 from neuraverse.cli.failures import INTERRUPTED, told
 from neuraverse.cli.options import LEARN, example
@@ -112,7 +112,7 @@ def story(
         raise typer.Exit
 
 
-for room in (learn, publish, operate, receive, use):
+for room in (learn, publish, operate, receive, cache, use):
     room.add_to(app)
 app.command(
     "demo",

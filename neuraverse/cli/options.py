@@ -15,7 +15,7 @@ Ref = Annotated[
     str,
     typer.Argument(
         metavar="REF",
-        help="org/skill, org/skill@1.0.0, org/skill@alias, sha256:HEX, or a folder.",
+        help="org/skill, org/skill@1.0.0, org/skill@^1.2, org/skill@alias, sha256:HEX, or a folder.",
         show_default=False,
     ),
 ]

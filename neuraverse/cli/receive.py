@@ -263,7 +263,9 @@ def watch(
                 continue
             alias = f" as {event.alias}" if event.alias else ""
             parents = f"  child of {' '.join(event.parents)}" if event.parents else ""
-            out.line(f"{event.id:>6}  {event.at}  {event.type} {event.name}@{event.version}{alias}{parents}")
+            version = f"@{event.version}" if event.version else ""
+            why = f": {event.reason}" if event.reason else ""
+            out.line(f"{event.id:>6}  {event.at}  {event.type} {event.name}{version}{alias}{why}{parents}")
             sys.stdout.flush()
 
 

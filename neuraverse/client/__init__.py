@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from neuraverse.client.client import Client
 from neuraverse.client.download import Progress
+from neuraverse.client.keeping import Kept
 from neuraverse.client.refs import Event, Ref, Resolved, Summary
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from neuraverse.skill import Skill
     from neuraverse.trust import KeyStore
 
-__all__ = ["Client", "Event", "Progress", "Ref", "Resolved", "Summary", "publish", "pull", "watch"]
+__all__ = ["Client", "Event", "Kept", "Progress", "Ref", "Resolved", "Summary", "publish", "pull", "watch"]
 
 
 def pull(
@@ -34,7 +35,8 @@ def pull(
     """Download, verify and check a skill; see `Client.pull`.
 
     Args:
-        ref: ``org/skill``, ``org/skill@1.0.0``, ``org/skill@alias``, ``sha256:<hex>``, or a local folder.
+        ref: ``org/skill``, ``org/skill@1.0.0``, ``org/skill@^1.2``, ``org/skill@alias``, ``sha256:<hex>``,
+            or a local folder.
         offer: What the robot can supply; a skill that does not fit is refused before its weights are read.
         trust: Keys to accept; those of ``$NEURAVERSE_HOME`` if not given.
         registry: URL; ``$NEURAVERSE_REGISTRY`` or http://127.0.0.1:8420 if not given.

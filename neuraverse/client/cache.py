@@ -231,30 +231,29 @@ class Cache:
         """
         sizes = []
         with disk_errors("remove", self.root):
-            for path in _within(self.root / "partial"):
-                file = _locked(path, wait=False) if path.stat().st_mtime < before else None
+            for path in _older(self.root / "partial", before):
+                file = _locked(path, wait=False)
                 if file is not None:
                     with file:
                         sizes.append(os.fstat(file.fileno()).st_size)
                         path.unlink()
-            for path in (*_within(self.root / "skills"), *_within(self.root / "refs")):
-                if path.name.startswith(".") and path.stat().st_mtime < before:
-                    sizes.append(path.stat().st_size)
+            for path in (*_older(self.root / "skills", before), *_older(self.root / "refs", before)):
+                if path.name.startswith("."):
+                    sizes.append(path.lstat().st_size)
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             return sizes + self._sweep_blobs(before, loosened)
 
     def _sweep_blobs(self, before: float, loosened: Collection[int]) -> list[int]:
         sizes: list[int] = []
-        blobs, partial = _within(self.root / "blobs" / "sha256"), self.root / "partial"
-        if not blobs:
+        blobs, partial = self.root / "blobs" / "sha256", self.root / "partial"
+        if not blobs.is_dir() or not partial.is_dir():
             return sizes
-        partial.mkdir(parents=True, exist_ok=True)
         with _opened(partial) as folder:
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:  # somebody pulls, and may be about to use one of them
                 return sizes
-            for path in blobs:
+            for path in sorted(blobs.iterdir()):
                 status = path.stat()
                 if status.st_nlink == 1 and (status.st_mtime < before or status.st_ino in loosened):
                     path.unlink()
@@ -307,8 +306,14 @@ def _locked(path: Path, *, wait: bool = True) -> BinaryIO | None:
         file.close()
 
 
-def _within(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+def _older(folder: Path, before: float) -> list[Path]:
+    """What lies in a folder, last changed before a time."""
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # another process is at work there
+            if path.lstat().st_mtime < before:
+                found.append(path)
+    return found
 
 
 def _open_or_create(path: str, _: int) -> int:

@@ -104,7 +104,7 @@ class Client:
     def resolve(self, ref: str | Ref) -> Resolved:
         """What a reference means now; what it meant before, if the registry cannot be asked.
 
-        In that case a warning is logged, and the skill is in the cache.
+        In that case a warning is logged, the skill is in the cache, and the answer is not ``fresh``.
 
         Raises:
             UsageError: It is malformed.
@@ -130,7 +130,7 @@ class Client:
                 raise
             self._memory.refuse_revoked(held)
             log.warning("%s - going on with %s, which it meant before", error, held.ref)
-            return dataclasses.replace(held, asked=str(wanted))
+            return dataclasses.replace(held, asked=str(wanted), fresh=False)
         for text in found.warnings:
             log.warning("%s", text)
         if found.name != wanted.name or (wanted.is_exact and found.version != wanted.which):

@@ -89,6 +89,7 @@ class Resolved:
         warnings: What its publisher wants to be known: that it was yanked, or that the skill is deprecated.
         state: ``active``, or ``yanked``: to be had by its exact version alone.
         asked: The reference that it answers, if it answers one.
+        fresh: Whether the registry said so now; else it could not be asked, and said so before.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Resolved:
     warnings: tuple[str, ...] = ()
     state: str = "active"
     asked: str = field(default="", compare=False, repr=False)
+    fresh: bool = field(default=True, compare=False, repr=False)
 
     @property
     def ref(self) -> str:
@@ -230,7 +232,9 @@ def resolved_of(plain: object) -> Resolved:
 
     fields = _fields(plain)
     found = Resolved(
-        **{k: _text(fields, k) for k in ("name", "version", "digest")},
+        name=_text(fields, "name"),
+        version=_text(fields, "version"),
+        digest=_text(fields, "digest"),
         warnings=texts_of(fields.get("warnings") or []),
         state=_text({"state": "active", **fields}, "state")[:_CHARACTERS],
     )

@@ -3,11 +3,14 @@
     event (a hint) → resolve → pull (digest, signature, trust, interface) → stage (dry run) → on_skill → swap
 
 A swap replaces one reference, so that it falls between two ticks; a tick never sees half of it. Whatever is
-refused, and why, is logged and told to `on_refusal`; the robot goes on with what it has.
+refused, and why, is logged and told to `on_refusal`; the robot goes on with what it has. Only what its
+publisher revoked it leaves: for the last good one in the cache, else it stops acting. Without a network it
+begins with what it had. No decision is made by the clock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -15,8 +18,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from neuraverse.client import Client, Ref
+from neuraverse.client import Client, Ref, Resolved
 from neuraverse.errors import (
+    ConflictError,
     NetworkError,
     NeuraverseError,
     NotFoundError,
@@ -27,6 +31,7 @@ from neuraverse.errors import (
 from neuraverse.runtime.stage import stage
 
 if TYPE_CHECKING:
+    from neuraverse.client import Kept
     from neuraverse.interface import Offer
     from neuraverse.policy import Policy
     from neuraverse.skill import Skill
@@ -101,6 +106,8 @@ class RobotAgent:
         self._on_refusal = on_refusal
         self._running: _Running | None = None
         self._left = ""  # why the last skill does not act any more
+        self._tried = ""  # digest of the last skill that the reference meant
+        self._behind = False  # whether the reference may mean something else by now
         self._first = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -152,27 +159,29 @@ class RobotAgent:
         try:
             return self._take_new()
         except Exception as error:
-            if not isinstance(error, NetworkError):  # a registry that is down says nothing of the old one
+            self._behind = isinstance(error, (NetworkError, StorageError))
+            if not self._behind:  # else nobody said anything of the old one
                 self._leave_if_revoked()
             if self._running is None and self._fall_back():
                 return True
             raise
 
     def _take_new(self) -> bool:
-        ref, digest = str(self._ref), ""
+        ref, self._tried = str(self._ref), ""
         try:
             found = self._client.resolve(self._ref)
+            self._behind = not found.fresh
             held = self.skill
             if held is not None and held.digest == found.digest:
                 return False
             self._leave_if_revoked()  # now: the new one may take long to come
-            ref, digest = found.ref, found.digest
+            ref, self._tried = found.ref, found.digest
             self._take(found)
         except (NetworkError, StorageError):
             raise
         except Exception as error:
-            if digest or not isinstance(error, NotFoundError):  # that there is nothing yet is no refusal
-                self._refuse(Refusal(ref=ref, digest=digest, error=error))
+            if self._tried or not isinstance(error, NotFoundError):  # that there is nothing yet is no refusal
+                self._refuse(Refusal(ref=ref, digest=self._tried, error=error))
             raise
         return True
 
@@ -202,17 +211,31 @@ class RobotAgent:
 
     def _fall_back(self) -> bool:
         """Take the skill in the cache that was used last and is still good; True if there is one."""
+        from neuraverse.versions import parse_range
+
         for each in self._client.cached(self._ref.name):
-            if self._ref.is_exact or (self._ref.is_range and not self._allows(each.version)):
+            if each.digest == self._tried or self._ref.is_exact:
                 continue
             try:
-                found = self._client.resolve(each.ref)
-                if found.digest == each.digest and found.state == "active":
-                    self._take(found)
-                    return True
+                if self._ref.is_range and not parse_range(self._ref.which).allows(each.version):
+                    continue
+                self._take(self._still(each))
             except Exception as error:
                 log.debug("%s: not %s either: %s", self._offer.robot, each.ref, error)
+            else:
+                log.warning("%s falls back to %s", self._offer.robot, each.ref)
+                return True
         return False
+
+    def _still(self, held: Kept) -> Resolved:
+        """A skill in the cache, unless its publisher took it back; a registry that is down says nothing."""
+        try:
+            found = self._client.resolve(held.ref)
+        except (NetworkError, NotFoundError):
+            return Resolved(name=held.name, version=held.version, digest=held.digest)
+        if found.digest != held.digest or found.state != "active":
+            raise ConflictError(f"{held.ref} is {found.state}")
+        return found
 
     def start(self) -> None:
         """Follow in a thread of its own.
@@ -250,6 +273,9 @@ class RobotAgent:
             except Exception as error:  # whatever it is: a robot that stops listening misses all that follows
                 log.warning("%s: %s", self._offer.robot, error)
                 failures += 1
+                if failures == 1 and self._running is None:  # begin with what is here
+                    with contextlib.suppress(Exception):
+                        self.update()
             self._pause(failures)
 
     def _settle(self) -> None:
@@ -258,16 +284,18 @@ class RobotAgent:
         while not self._stop.is_set():
             try:
                 self.update()
+                if not self._behind:
+                    return
             except NotFoundError as error:
                 log.info("%s waits: %s", self._offer.robot, error)
+                return
             except (NetworkError, StorageError) as error:
                 log.warning("%s: %s", self._offer.robot, error)
-                failures += 1
-                self._pause(failures)
-                continue
             except Exception:  # told in update; a robot goes on with what it has
                 log.debug("refused", exc_info=True)
-            return
+                return
+            failures += 1
+            self._pause(failures)
 
     def _refuse(self, refusal: Refusal) -> None:
         log.warning("%s refuses %s: %s", self._offer.robot, refusal.ref, refusal.reason)

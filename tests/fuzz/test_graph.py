@@ -336,6 +336,7 @@ FINE = {
     "inputs",
     "dimensions of an input",
     "unknown",
+    "a long name",
 }
 ASKED = {"inputs": {"e_pos": (3,)}, "outputs": {}}
 
@@ -345,13 +346,21 @@ def ask(data: bytes) -> None:
     check_graph(data, **ASKED)
 
 
-def test_fault_16_bombs_take_little_memory(tmp_path):
-    assert_cheap("neuraverse.graph:check_graph", BOMBS, tmp_path, accepted=FINE | {"a long name"})
+QUICK = ["nodes", "attributes", "numbers", "a long operator", "a long name", "groups", "deep"]
 
 
-def test_fault_16_bombs_take_little_memory_when_ports_are_asked_for(tmp_path):
-    bombs = {name: data for name, data in BOMBS.items() if name in FINE or "long" in name}
-    assert_cheap("tests.fuzz.test_graph:ask", bombs, tmp_path)
+@pytest.mark.parametrize(
+    "names", [QUICK, pytest.param(list(BOMBS), marks=pytest.mark.slow)], ids=["few", "all"]
+)
+def test_fault_16_bombs_take_little_memory(tmp_path, names):
+    bombs = {name: BOMBS[name] for name in names}
+    accepted = FINE & bombs.keys()
+    assert_cheap("neuraverse.graph:check_graph", bombs, tmp_path, accepted=accepted, traced=False)
+
+
+def test_fault_16_inputs_that_are_bombs_take_little_memory(tmp_path):
+    bombs = {name: BOMBS[name] for name in ("inputs", "dimensions of an input", "a long name")}
+    assert_cheap("tests.fuzz.test_graph:ask", bombs, tmp_path, traced=False)
 
 
 @pytest.mark.parametrize(

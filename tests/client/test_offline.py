@@ -1,0 +1,265 @@
+"""What a machine remembers: going on without a network, versions that never change, what was revoked."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import httpx
+import pytest
+
+from neuraverse import archive
+from neuraverse.client import Client, Ref, Resolved, download, pulling
+from neuraverse.client.memory import Memory
+from neuraverse.errors import (
+    IntegrityError,
+    NetworkError,
+    NotFoundError,
+    RevokedError,
+    SignatureError,
+)
+from neuraverse.trust import KeyStore
+from tests.client.test_pull import NAME
+
+LATEST = Ref(name=NAME)
+
+
+@pytest.fixture
+def published(author, tiny_skill):
+    author.publish(tiny_skill.path)
+    return tiny_skill
+
+
+@pytest.fixture
+def offline(robot):
+    """The same robot, whose network is down."""
+    down = httpx.MockTransport(lambda request: httpx.Response(503))
+    with httpx.Client(transport=down) as http, Client(robot.url, home=robot.home, http=http) as client:
+        yield client
+
+
+def found(version="1.0.0", digit="a"):
+    return Resolved(name=NAME, version=version, digest=f"sha256:{digit * 64}")
+
+
+# --- the memory itself
+
+
+def test_a_reference_is_remembered_for_its_registry(tmp_path):
+    memory = Memory(home=tmp_path, registry="http://one")
+    memory.remember(LATEST, found())
+    assert memory.recall(LATEST) == memory.recall(Ref(name=NAME, which="1.0.0")) == found()
+    assert memory.recall(Ref(name=NAME, which="1.1.0")) is None
+    assert Memory(home=tmp_path, registry="http://two").recall(LATEST) is None
+
+
+def test_a_version_never_changes(tmp_path):
+    memory = Memory(home=tmp_path, registry="http://one")
+    memory.remember(LATEST, found())
+    for attempt in (memory.check, lambda other: memory.remember(LATEST, other)):
+        with pytest.raises(IntegrityError, match="a version never changes"):
+            attempt(found(digit="b"))
+    memory.remember(LATEST, found("1.1.0", "b"))
+    assert memory.recall(LATEST) == found("1.1.0", "b")
+    assert memory.recall(Ref(name=NAME, which="1.0.0")) == found()
+
+
+def test_what_was_revoked_stays_so_until_the_registry_says_otherwise(tmp_path):
+    memory = Memory(home=tmp_path, registry="http://one")
+    exact = Ref(name=NAME, which="1.0.0")
+    memory.revoke(exact, "it burns through")  # unknown here: nothing to remember
+    memory.refuse_revoked(found())
+    memory.remember(LATEST, found())
+    memory.revoke(exact, "it burns through" * 1000)
+    with pytest.raises(RevokedError, match="it burns through"):
+        memory.refuse_revoked(found())
+    memory.refuse_revoked(found(digit="b"))
+    assert memory.recall(exact) == found()
+    with pytest.raises(IntegrityError):
+        memory.check(found(digit="b"))
+    memory.remember(exact, found())
+    memory.refuse_revoked(found())
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"{}", b"[]", b"\xff", b"x" * 100_000, b'{"ref": 5}'])
+def test_a_spoilt_memory_is_none(tmp_path, content):
+    memory = Memory(home=tmp_path, registry="http://one")
+    memory.remember(LATEST, found())
+    for path in (tmp_path / "cache" / "refs").iterdir():
+        path.write_bytes(content)
+    assert memory.recall(LATEST) is None
+    memory.remember(LATEST, found())
+    assert memory.recall(LATEST) == found()
+
+
+# --- a network that is down
+
+
+def test_what_was_pulled_is_what_a_reference_means(robot, offline, published, caplog):
+    robot.pull(NAME)
+    caplog.set_level(logging.WARNING)
+    answered = offline.resolve(NAME)
+    assert (answered.digest, answered.fresh) == (published.digest, False)
+    assert "going on with acme/weld-seam@1.0.0" in caplog.text
+    assert robot.resolve(NAME).fresh
+    assert offline.pull(answered).digest == published.digest
+    for ref in (f"{NAME}@stable", f"{NAME}@^1", "acme/other"):
+        with pytest.raises(NetworkError):
+            offline.resolve(ref)
+
+
+def test_what_was_resolved_and_pulled_is_remembered_too(author, robot, offline, published):
+    author.set_alias(NAME, "stable", "1.0.0")
+    robot.resolve(f"{NAME}@stable")
+    with pytest.raises(NetworkError):
+        offline.pull(f"{NAME}@stable")  # nothing was pulled yet
+    robot.pull(robot.resolve(f"{NAME}@stable"))
+    assert offline.pull(f"{NAME}@stable").digest == published.digest
+    assert offline.pull(f"{NAME}@1.0.0", offline=True).digest == published.digest
+
+
+def test_a_login_page_is_no_registry(robot, published, caplog):
+    """A network that answers everything itself, as in a hotel, is as good as none."""
+    robot.pull(NAME)
+    page = httpx.MockTransport(
+        lambda request: httpx.Response(200, html="<html>please log in", headers={"neuraverse-digest": "x"})
+    )
+    with httpx.Client(transport=page) as http, Client(robot.url, home=robot.home, http=http) as client:
+        assert client.pull(NAME).digest == published.digest
+        assert client.resolve(NAME).digest == published.digest
+    assert "does not answer as a neuraverse registry" in caplog.text
+
+
+def test_an_older_copy_does_not_stand_in_for_a_download_that_was_cut(
+    author, robot, published, through, net, make_skill, tmp_path, monkeypatch
+):
+    """The registry said what the reference means; then what it meant before is not good enough."""
+    robot.pull(NAME)
+    author.publish(make_skill(tmp_path / "next", version="1.1.0", seed=1).path)
+    monkeypatch.setattr(pulling, "ARCHIVE_BYTES", 0)
+    monkeypatch.setattr(download, "FRUITLESS_TRIES", 1)
+
+    def meddle(request, response):
+        if "/blobs/" not in request.url.path:
+            return response
+        response.close()
+        raise httpx.ReadError("cut")
+
+    client, _ = through(meddle, home=robot.home)
+    with pytest.raises(NetworkError, match="cut"):
+        client.pull(NAME)
+    assert client.pull(NAME, offline=True).version == "1.0.0"  # the last good one is still there
+    assert robot.pull(NAME).version == "1.1.0"
+
+
+def test_an_archive_that_is_cut_goes_on_file_by_file(robot, published, through, net):
+    def meddle(request, response):
+        return net.cut(response, 12_000) if request.url.path.endswith("/archive") else response
+
+    client, meddler = through(meddle)
+    assert client.pull(NAME).digest == published.digest
+    assert sum("/blobs/" in r.url.path for r in meddler.requests) == 5
+
+
+def test_a_skill_that_was_resolved_comes_in_one_answer(robot, published, through):
+    client, meddler = through()
+    settled = client.resolve(NAME)
+    meddler.requests.clear()
+    assert client.pull(settled).digest == published.digest
+    assert [r.url.path for r in meddler.requests] == [f"/v1/skills/{NAME}/1.0.0/archive"]
+    meddler.requests.clear()
+    assert client.pull(settled).digest == published.digest
+    assert meddler.requests == []
+
+
+def test_not_modified_without_a_copy_is_no_answer(robot, published, through, net):
+    client, _ = through(lambda request, response: net.replaced(response, b"", 304))
+    with pytest.raises(NetworkError, match="says that acme/weld-seam@latest is here, which it is not"):
+        client.pull(NAME)
+
+
+# --- lies
+
+
+def test_a_lie_is_not_remembered(published, through, net, make_skill, tmp_path):
+    """Else whoever lies once would keep the robot from the true skill for ever."""
+    stranger = KeyStore(tmp_path / "stranger")
+    stranger.new("default")
+    lie = make_skill(tmp_path / "lie", seed=9, key=stranger.private_key_path())
+    names = ("manifest.json", "signature.json", *lie.manifest.files)
+    tar = b"".join(archive.pack((name, lie.read(name)) for name in names))
+    said = json.dumps({"name": NAME, "version": "1.0.0", "digest": lie.digest}).encode()
+
+    def meddle(request, response):
+        if request.url.path.endswith("/archive"):
+            headers = {"neuraverse-digest": lie.digest, "content-type": "application/x-tar"}
+            return net.replaced(response, tar, 200, **headers)
+        return net.replaced(response, said, 200, **{"content-type": "application/json"})
+
+    client, _ = through(meddle)
+    with pytest.raises(SignatureError):
+        client.pull(NAME)
+    with pytest.raises(SignatureError):
+        client.pull(client.resolve(NAME))
+    honest, _ = through(home=client.home)
+    assert honest.pull(NAME).digest == published.digest
+
+
+def test_resolve_finds_that_a_version_changed(robot, published, through, net):
+    robot.pull(NAME)
+    lie = json.dumps({"name": NAME, "version": "1.0.0", "digest": "sha256:" + "b" * 64}).encode()
+    client, _ = through(
+        lambda request, response: net.replaced(response, lie, 200, **{"content-type": "application/json"})
+    )
+    with pytest.raises(IntegrityError, match="a version never changes"):
+        client.resolve(NAME)
+
+
+def test_a_latest_that_goes_back_is_told(author, robot, published, make_skill, tmp_path, caplog):
+    author.publish(make_skill(tmp_path / "next", version="1.1.0", seed=1).path)
+    robot.pull(NAME)
+    assert "it meant" not in caplog.text
+    author.state(NAME, "yank", version="1.1.0")
+    assert robot.pull(NAME).version == "1.0.0"
+    assert (
+        "acme/weld-seam@latest means acme/weld-seam@1.0.0 now; it meant acme/weld-seam@1.1.0" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("header", ['["a", 5]', "[", "5", '{"a": 1}', "[" * 10_000])
+def test_warnings_of_another_shape_are_passed_over(published, through, header, caplog):
+    def meddle(request, response):
+        response.headers["neuraverse-warnings"] = header
+        return response
+
+    client, _ = through(meddle)
+    assert client.pull(NAME).digest == published.digest
+    assert caplog.text == ""
+
+
+# --- what was revoked
+
+
+def test_a_revoked_version_is_not_used_without_a_network_either(author, robot, offline, published):
+    robot.pull(NAME)
+    author.state(NAME, "revoke", version="1.0.0", reason="burns through thin sheet")
+    with pytest.raises(RevokedError, match="burns through thin sheet"):
+        robot.resolve(f"{NAME}@1.0.0")
+    for ask in (offline.pull, offline.resolve):
+        for ref in (NAME, f"{NAME}@1.0.0"):
+            with pytest.raises(RevokedError, match="burns through thin sheet"):
+                ask(ref)
+    for ref in (NAME, f"{NAME}@1.0.0", published.digest):
+        with pytest.raises(RevokedError):
+            offline.pull(ref, offline=True)
+    for client in (robot, offline):
+        with pytest.raises(RevokedError):
+            client.pull(published.digest)
+    with pytest.raises(NotFoundError):
+        robot.pull(NAME)
+
+
+def test_a_revoked_digest_that_is_not_here_is_not_fetched(author, robot, published):
+    author.state(NAME, "revoke", version="1.0.0")
+    with pytest.raises(RevokedError):
+        robot.pull(published.digest)
