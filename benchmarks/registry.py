@@ -91,7 +91,8 @@ def _round(report: Report, kind: str, url: str, folders: Sequence[Path], k: int,
     register(kind, url, folders[0].name.rpartition("-")[0])
     processes, threads = CLIENTS[clients]
     for task in ("publish", "pull"):
-        taken, seconds, busy = load(kind, task, url, folders, processes=processes, threads=threads)
+        with other_load() as busy:
+            taken, seconds = load(kind, task, url, folders, processes=processes, threads=threads)
         p50, p99 = (round(1e3 * float(v), 2) for v in np.percentile(taken, (50, 99)))
         report.rows.append(
             {
@@ -102,7 +103,7 @@ def _round(report: Report, kind: str, url: str, folders: Sequence[Path], k: int,
                 "p50_ms": p50,
                 "p99_ms": p99,
                 "seconds": round(seconds, 4),
-                "other_load": round(busy, 2),
+                "other_load": round(busy(), 2),
             }
         )
         say(f"{kind}, {task}, {clients} clients: p50 {p50:.1f} ms, {len(taken) / seconds:.1f} skills/s")

@@ -99,15 +99,15 @@ def _targets(report: Report, folder: Path, path: str, stack: contextlib.ExitStac
 
 def _row(report: Report, name: str, target: Target, k: int, connections: int) -> float:
     """One run; the memory that the watched server grew by [MB]."""
-    with _watched(target) as grown:
-        total, seconds, busy = fetch(target.url, target.path, connections)
+    with other_load() as busy, _watched(target) as grown:
+        total, seconds = fetch(target.url, target.path, connections)
     row = {
         "contender": f"{name}_{connections}",
         "round": k,
         "value": round(total / seconds / 1e6, 1),
         "unit": "MB/s",
         "seconds": round(seconds, 4),
-        "other_load": round(busy, 2),
+        "other_load": round(busy(), 2),
     }
     if target.pid:
         row["memory_growth_mb"] = round(grown[0], 2)
@@ -116,18 +116,13 @@ def _row(report: Report, name: str, target: Target, k: int, connections: int) ->
     return grown[0]
 
 
-def fetch(url: str, path: str, connections: int) -> tuple[int, float, float]:
-    """Fetch it once over each connection, from another process; the bytes that came, the seconds, other load."""
+def fetch(url: str, path: str, connections: int) -> tuple[int, float]:
+    """Fetch it once over each connection, from another process; the bytes that came, and the seconds."""
     host, _, port = url.removeprefix("http://").partition(":")
     command = [sys.executable, "-m", "benchmarks.registry_fetch", host, port, path, str(connections)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
-        assert client.stdout is not None
-        with other_load() as busy:  # while it lives: what a process that ended has used, it cannot know
-            said = client.stdout.readline()
-    if client.returncode:
-        raise RuntimeError(f"the download of {path} failed")
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=300).stdout
     total, seconds = json.loads(said)
-    return int(total), float(seconds), busy()
+    return int(total), float(seconds)
 
 
 @contextlib.contextmanager

@@ -2,13 +2,12 @@
 
 A worker is a process of its own, so that no interpreter lock is shared with the server or among all clients.
 It is ``python -m benchmarks.registry_peers KIND TASK URL THREADS FOLDER …``: it does the first folder of each
-thread, says so, waits for a line on its standard input, does the others, prints when it began, when it ended
-and the seconds that each took, and stays until its standard input is closed.
+thread, says so, waits for a line on its standard input, does the others, and prints when it began, when it
+ended and the seconds that each took.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -24,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import other_load
 from benchmarks.registry_servers import QUIET
 
 ORG = "bench"
@@ -102,7 +100,7 @@ def make_skills(folder: Path, names: Sequence[str], hidden: int = 300, more: int
 
 def load(
     kind: str, task: str, url: str, folders: Sequence[Path], *, processes: int, threads: int
-) -> tuple[list[float], float, float]:
+) -> tuple[list[float], float]:
     """Let clients work through folders, each its share.
 
     Args:
@@ -114,8 +112,7 @@ def load(
         threads: Clients in each.
 
     Returns:
-        The seconds that each task took, those that all took together, and the CPUs that other processes kept
-        busy meanwhile.
+        The seconds that each task took, and those that all took together.
     """
     shares = [folders[i::processes] for i in range(processes)]
     command = [sys.executable, "-m", "benchmarks.registry_peers", kind, task, url, str(threads)]
@@ -132,27 +129,20 @@ def load(
     try:
         for worker in workers:
             _answer(worker, kind)
-        with other_load() as busy:  # while they live: what a process that ended has used, it cannot know
-            for worker in workers:
-                assert worker.stdin is not None
-                worker.stdin.write("go\n")
-                worker.stdin.flush()
-            found = [_answer(worker, kind) for worker in workers]
         for worker in workers:
             assert worker.stdin is not None
-            worker.stdin.close()
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        found = [_answer(worker, kind) for worker in workers]
+        for worker in workers:
             if worker.wait(60):
                 raise RuntimeError(f"a client of {kind} failed")
         begun, ended = min(each["begun"] for each in found), max(each["ended"] for each in found)
-        return [seconds for each in found for seconds in each["taken"]], ended - begun, busy()
+        return [seconds for each in found for seconds in each["taken"]], ended - begun
     finally:
         for worker in workers:
             worker.kill()
-            worker.wait()
-            for pipe in (worker.stdin, worker.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        pipe.close()
+            worker.communicate()
 
 
 def _answer(worker: subprocess.Popen[str], kind: str) -> dict[str, Any]:
@@ -183,7 +173,6 @@ def _work(kind: str, task: str, url: str, threads: int, folders: Sequence[Path])
             taken = list(pool.map(timed, folders[threads:]))
             ended = time.monotonic()
         print(json.dumps({"begun": begun, "ended": ended, "taken": taken}), flush=True)
-        sys.stdin.read()
 
 
 def _ours_client(task: str, url: str, folders: Sequence[Path], scratch: Path) -> Callable[[Path], object]:

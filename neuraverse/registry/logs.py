@@ -13,6 +13,7 @@ import sys
 import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import TextIO
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -49,9 +50,17 @@ class _Text(logging.Formatter):
         return f"{head} {record.getMessage().encode('unicode_escape').decode()}{mark}{tail}"
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is now; a program or a test that runs a server may change it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def set_up(settings: Settings) -> None:
     """Log to stderr as the settings say."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
     root = logging.getLogger("neuraverse.registry")
     root.handlers[:] = [handler]

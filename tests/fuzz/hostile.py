@@ -18,7 +18,7 @@ MEGABYTE = 1_000_000
 ALLOWED = 50 * MEGABYTE
 """What reading a hostile file may take beyond its size."""
 
-few_and_many = pytest.mark.parametrize("examples", [300, pytest.param(5000, marks=pytest.mark.slow)])
+few_and_many = pytest.mark.parametrize("examples", [200, pytest.param(2000, marks=pytest.mark.slow)])
 """A test of that many examples: a few hundred in `make test`, and many in `make test-all`."""
 
 

@@ -6,11 +6,21 @@ import dataclasses
 import threading
 import time
 
+import httpx
 import numpy as np
 import pytest
 
 from neuraverse.client import Client, watching
-from neuraverse.errors import IncompatibleError, IntegrityError, NotFoundError, SignatureError, UsageError
+from neuraverse.errors import (
+    ConflictError,
+    IncompatibleError,
+    IntegrityError,
+    NetworkError,
+    NotFoundError,
+    RevokedError,
+    SignatureError,
+    UsageError,
+)
 from neuraverse.registry import background
 from neuraverse.runtime import RobotAgent, run
 from neuraverse.runtime import agent as agents
@@ -231,3 +241,127 @@ def test_stop_is_soon(robot, release, offer):
     agent.stop()
     assert time.monotonic() - begun < 3.0
     assert agent.skill is not None
+
+
+# --- what was revoked, and beginning without a network
+
+
+def test_a_revoked_skill_acts_no_more(robot, author, release, offer, observation):
+    refusals = []
+    first = release("1.0.0")
+    agent = RobotAgent(robot, None, offer, follow=NAME, on_refusal=refusals.append)
+    assert agent.update()
+    author.state(NAME, "revoke", version="1.0.0", reason="burns through thin sheet")
+    with pytest.raises(NotFoundError):
+        agent.update()
+    assert agent.skill is None
+    assert not agent.wait(0)
+    with pytest.raises(UsageError, match="burns through thin sheet"):
+        agent.step(observation)
+    assert [(r.ref, r.digest, type(r.error)) for r in refusals] == [(first.ref, first.digest, RevokedError)]
+    second = release("2.0.0")
+    assert agent.update()
+    assert agent.skill.digest == second.digest
+    assert agent.wait(0)
+    agent.step(observation)
+
+
+def test_a_revoked_skill_gives_way_to_the_one_before(robot, author, release, offer):
+    """An alias still points to what was revoked; the robot falls back to what it has and is still good."""
+    refusals = []
+    versions = [release(v) for v in ("1.0.0", "2.0.0", "3.0.0")]
+    agent = RobotAgent(robot, None, offer, follow=f"{NAME}@live", on_refusal=refusals.append)
+    for version in ("1.0.0", "2.0.0", "3.0.0"):
+        author.set_alias(NAME, "live", version)
+        assert agent.update()
+    author.state(NAME, "yank", version="2.0.0")
+    author.state(NAME, "revoke", version="3.0.0")
+    assert agent.update()
+    assert agent.skill.digest == versions[0].digest
+    assert [type(r.error) for r in refusals] == [RevokedError, ConflictError]
+    with pytest.raises(ConflictError):  # it keeps the one that it fell back to
+        agent.update()
+    assert agent.skill.digest == versions[0].digest
+
+
+def test_it_leaves_a_revoked_skill_before_the_next_one_comes(robot, author, release, offer, monkeypatch):
+    """A download may take long, and its end is not sure."""
+    release("1.0.0")
+    agent = RobotAgent(robot, None, offer, follow=NAME)
+    agent.update()
+    release("2.0.0")
+    author.state(NAME, "revoke", version="1.0.0")
+    seen = []
+
+    def pull(*_, **__):
+        seen.append(agent.skill)
+        raise NetworkError("cut")
+
+    monkeypatch.setattr(robot, "pull", pull)
+    with pytest.raises(NetworkError):
+        agent.update()
+    assert seen[0] is None
+    assert agent.skill is None
+
+
+def test_it_follows_by_itself_what_is_revoked(robot, author, release, offer):
+    first, second = release("1.0.0"), None
+    with RobotAgent(robot, None, offer, follow=NAME) as agent:
+        assert agent.wait(20)
+        second = release("2.0.0")
+        until(lambda: agent.skill.digest == second.digest)
+        author.state(NAME, "revoke", version="2.0.0")
+        until(lambda: agent.skill is not None and agent.skill.digest == first.digest)
+
+
+def test_a_robot_that_begins_without_a_network(
+    tmp_path, publisher, key_store, make_skill, offer, observation
+):
+    """It takes what it had, and the newer one as soon as there is a network, though no event tells of it."""
+    with background(tmp_path / "data") as url:
+        port = int(url.rpartition(":")[2])
+        with Client(url, home=publisher.home) as author:
+            first = make_skill(tmp_path / "first")
+            author.publish(first.path)
+            with Client(url, home=key_store.home) as robot:
+                RobotAgent(robot, None, offer, follow=NAME).update()
+            second = make_skill(tmp_path / "second", version="2.0.0", seed=2)
+            author.publish(second.path)
+    with Client(url, home=key_store.home) as robot, RobotAgent(robot, None, offer, follow=NAME) as agent:
+        assert agent.wait(20)
+        assert agent.skill.digest == first.digest
+        agent.step(observation)
+        with background(tmp_path / "data", port=port):
+            until(lambda: agent.skill.digest == second.digest)
+
+
+def test_a_robot_that_begins_without_a_network_and_only_has_another(robot, release, offer):
+    """The last one that the reference meant does not pass the probe; the one before does."""
+    first = release("1.0.0")
+    robot.pull(NAME)
+    release("2.0.0")
+    robot.pull(NAME)
+
+    def probe(skill):
+        if skill.version == "2.0.0":
+            raise IncompatibleError("success is 0.31 here")
+
+    down = httpx.MockTransport(lambda request: httpx.Response(503))
+    for follow in (NAME, f"{NAME}@stable"):
+        with (
+            httpx.Client(transport=down) as http,
+            Client(robot.url, home=robot.home, http=http) as offline,
+        ):
+            agent = RobotAgent(offline, None, offer, follow=follow, on_skill=probe)
+            assert agent.update()
+            assert agent.skill.digest == first.digest
+
+
+@pytest.mark.parametrize("follow", [f"{NAME}@2.0.0", f"{NAME}@^2", "acme/other"])
+def test_it_does_not_fall_back_to_what_it_does_not_follow(robot, release, offer, follow):
+    release("1.0.0")
+    RobotAgent(robot, None, offer, follow=NAME).update()
+    agent = RobotAgent(robot, None, offer, follow=follow)
+    with pytest.raises(NotFoundError):
+        agent.update()
+    assert agent.skill is None
