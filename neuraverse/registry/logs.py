@@ -5,12 +5,14 @@ An id that a proxy has given (`X-Request-Id`) is kept, so that its log and ours 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TextIO
@@ -56,6 +58,18 @@ class _Stderr(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
+
+
+@contextlib.contextmanager
+def to_stderr(settings: Settings) -> Iterator[None]:
+    """Log to stderr as the settings say, while the block runs."""
+    root = logging.getLogger("neuraverse.registry")
+    before = (root.handlers[:], root.level, root.propagate)
+    set_up(settings)
+    try:
+        yield
+    finally:
+        root.handlers[:], root.level, root.propagate = before
 
 
 def set_up(settings: Settings) -> None:

@@ -52,8 +52,11 @@ def serve(
     host = settings.host
     _allow_connections(settings.max_connections)
     ready = Path(ready_file) if ready_file is not None else None
-    logs.set_up(settings)
-    with claimed(settings), contextlib.closing(_listen(host, settings.port)) as listener:
+    with (
+        logs.to_stderr(settings),
+        claimed(settings),
+        contextlib.closing(_listen(host, settings.port)) as listener,
+    ):
         url = _url(host, listener.getsockname()[1])
 
         def announce() -> None:
