@@ -51,9 +51,18 @@ def settle(client: Client, ref: str) -> Resolved:
     except NotFoundError:
         name = Ref.parse(ref).name
         names = [found.name for found in client.search()]
-        if not name or name in names:
+        if not name or name in names or _exists(client, name):
             raise
         raise UnknownNameError("skill", name, names) from None
+
+
+def _exists(client: Client, name: str) -> bool:
+    """Whether there is a skill, though no version of it can be chosen."""
+    try:
+        client.describe(name)
+    except NotFoundError:
+        return False
+    return True
 
 
 def load_tasks() -> None:
