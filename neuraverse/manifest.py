@@ -32,6 +32,11 @@ from neuraverse.errors import ConfigError, ManifestError
 from neuraverse.interface import Interface
 
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_MARKS = {",": 20_000, ":": 4_000, "{": 2_000, "[": 2_000}
+"""How often these may occur in manifest.json: bounds for its values, keys, objects and lists.
+
+One value of a wrong type costs the validator up to eight kilobytes of memory, so bytes alone are no bound.
+"""
 MAX_FILE_BYTES = 256 << 20
 BLOBS = ("model.safetensors", "policy.onnx", "evaluation.json", "curve.json", "README.md")
 """The files that a manifest lists; beside them lie only manifest.json and signature.json."""
@@ -44,6 +49,7 @@ VERSION_PATTERN = (
 )
 DIGEST_PATTERN = "^sha256:[0-9a-f]{64}$"
 _MAX_INT = 2**53
+_LONG = 300  # characters of a message that may come from the file
 
 
 def _printable(text: str) -> str:
@@ -57,6 +63,19 @@ def _one_line(text: str) -> str:
     if "\n" in text:
         raise ValueError("must be one line")
     return _printable(text)
+
+
+def _finite(value: dict[str, Any]) -> dict[str, Any]:
+    todo: list[Any] = [value]
+    while todo:
+        each = todo.pop()
+        if isinstance(each, dict):
+            todo += each.values()
+        elif isinstance(each, list):
+            todo += each
+        elif isinstance(each, float) and not math.isfinite(each):
+            raise ValueError("holds a number that is not finite")
+    return value
 
 
 def _utc(moment: datetime) -> datetime:
@@ -227,7 +246,7 @@ class Training(_Part):
     """How the skill was learnt and what it cost."""
 
     algorithm: Line
-    recipe: dict[str, JsonValue] = {}
+    recipe: Annotated[dict[str, JsonValue], AfterValidator(_finite)] = {}
     seeds: Annotated[tuple[Count, ...], Field(max_length=10_000)]
     seed_scores: dict[Key, float] = {}
     env_steps: Count
@@ -300,13 +319,18 @@ class SkillManifest(_Part):
             raise ManifestError(
                 f"manifest.json has {len(data)} bytes; at most {MAX_MANIFEST_BYTES} are allowed"
             )
+        for mark, most in MAX_MARKS.items():
+            if (found := data.count(mark.encode())) > most:
+                raise ManifestError(f"manifest.json has {found} times {mark!r}; at most {most} are allowed")
         try:
             json.loads(data, object_pairs_hook=_unique)
             manifest = cls.model_validate_json(data, strict=True)
         except ValidationError as error:
             raise _sentence(error) from error
         except ConfigError as error:
-            raise ManifestError(f"manifest.json: interface: {error.message}", remedy=error.remedy) from error
+            raise ManifestError(
+                f"manifest.json: interface: {error.message[:_LONG]}", remedy=error.remedy
+            ) from error
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"manifest.json is not valid JSON: {error}") from error
         missing = [name for name in BLOBS if name not in manifest.files]
@@ -345,9 +369,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _sentence(error: ValidationError) -> ManifestError:
+    if error.error_count() > 100:  # listing them would take as much memory again
+        return ManifestError(f"manifest.json: {error.error_count()} fields are missing, unknown or wrong")
     first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the whole"
-    what = first["msg"].removeprefix("Value error, ")
+    where = ".".join(str(part) for part in first["loc"])[:_LONG] or "the whole"
+    what = first["msg"].removeprefix("Value error, ")[:_LONG]
     if first["type"] == "extra_forbidden":
         what = "is not a field of this schema"
     elif first["type"] == "string_pattern_mismatch":

@@ -35,6 +35,8 @@ SIGNATURE = "signature.json"
 FILES = (MANIFEST, *BLOBS, SIGNATURE)
 MAX_SIGNATURE_BYTES = 64 << 10
 MAX_TEXT_BYTES = 16 << 20
+MAX_JSON_BYTES, MAX_JSON_PARTS = 1 << 20, 1 << 16
+"""Of a JSON file, and of objects and lists in it; parsed, it takes less than 50 MB of memory."""
 
 
 class Skill:
@@ -235,11 +237,14 @@ def _check_weights(shapes: dict[str, tuple[int, ...]], manifest: SkillManifest) 
 
 
 def _check_text(name: str, data: bytes | bytearray) -> None:
-    if len(data) > MAX_TEXT_BYTES:
-        raise IntegrityError(f"{name} has {len(data)} bytes; at most {MAX_TEXT_BYTES} are allowed")
+    most = MAX_JSON_BYTES if name.endswith(".json") else MAX_TEXT_BYTES
+    if len(data) > most:
+        raise IntegrityError(f"{name} has {len(data)} bytes; at most {most} are allowed")
     try:
         text = data.decode()
         if name.endswith(".json"):
+            if text.count("[") + text.count("{") > MAX_JSON_PARTS:
+                raise IntegrityError(f"{name} has more than {MAX_JSON_PARTS} objects and lists")
             json.loads(text)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(

@@ -206,8 +206,12 @@ def test_every_file_must_be_listed(plain):
         (b"<!doctype html>", "JSON"),
         (b"null", ""),
         (b"[]", ""),
-        (b"[" * 200_000, "JSON"),
-        (b'{"a":' * 100_000, "JSON"),
+        (b"[" * 2_000, "JSON"),
+        (b'{"a":' * 2_000, "JSON"),
+        (b"[" * 200_000, "200000 times '['"),
+        (b'{"a":' * 100_000, "100000 times ':'"),
+        (b'{"a": [' + b"0," * 20_000 + b"0, 0]}", "20001 times ','"),
+        (b'{"a": [' + b"0," * 19_000 + b"0]}", "required"),
         (b'{"name": "a", "name": "b"}', "'name' occurs twice"),
         (b'{"a": ' + b"9" * 10_000 + b"}", ""),
         (b'{"title": "\\ud800"}', ""),
@@ -227,6 +231,28 @@ def test_a_key_twice_deep_inside_is_refused(whole):
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999"])
 def test_figures_are_finite(whole, number):
     refuse(whole.to_bytes().replace(b'"lateral_mm": 0.41', b'"lateral_mm": ' + number))
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e999"])
+def test_the_recipe_is_finite_too(whole, tiny, number):
+    old = b'"lr": 0.001'
+    assert old in whole.to_bytes()
+    refuse(whole.to_bytes().replace(old, b'"lr": [1, {"x": ' + number + b"}]"), "recipe", "not finite")
+
+
+def test_a_long_value_makes_no_long_message(plain):
+    plain["interface"]["schema"] = "x" * 100_000
+    refuse(plain, "interface schema")
+    del plain["interface"]["schema"]
+    plain["x" * 100_000] = 0
+    with pytest.raises(ManifestError) as caught:
+        SkillManifest.parse(json.dumps(plain).encode())
+    assert len(str(caught.value)) < 1000
+
+
+def test_many_errors_are_counted_and_not_listed(plain):
+    plain |= {f"x{number}": 0 for number in range(200)}
+    refuse(plain, "200 fields")
 
 
 def test_a_manifest_beyond_the_limit_is_not_parsed(whole):

@@ -239,7 +239,8 @@ def test_a_graph_with_data_elsewhere_is_refused(tiny_skill, tiny):
     [
         ("evaluation.json", b"{", "JSON"),
         ("curve.json", b"\xff", "JSON"),
-        ("curve.json", b"[" * 100_000, "JSON"),
+        ("curve.json", b"[" * 10_000, "JSON"),
+        ("curve.json", b"[" * 100_000, "more than 65536"),
         ("README.md", b"\xff", "UTF-8"),
     ],
 )

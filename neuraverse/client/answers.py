@@ -34,9 +34,11 @@ def lineage(plain: dict[str, Any]) -> dict[str, Any]:
     for node in _list(plain, "nodes"):
         _fields(node, digest=_TEXT, name=_TEXT, version=_TEXT, state=_TEXT, lower=_NUMBER)
     known = {node["digest"] for node in plain["nodes"]}
-    _need(plain.get("root") in known, "root")
+    ends = [plain.get("root")]
     for edge in _list(plain, "edges"):
-        _need(isinstance(edge, list) and len(edge) == 2 and all(end in known for end in edge), "edges")
+        _need(isinstance(edge, list) and len(edge) == 2, "edges")
+        ends += edge
+    _need(all(isinstance(end, str) and end in known for end in ends), "root or edges")
     return plain
 
 

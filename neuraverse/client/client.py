@@ -21,7 +21,7 @@ from neuraverse.client.download import Progress
 from neuraverse.client.keeping import Kept, kept
 from neuraverse.client.memory import Memory
 from neuraverse.client.publishing import publish
-from neuraverse.client.pulling import Pull, fetch_manifest, open_local
+from neuraverse.client.pulling import Pull, fetch_manifest, note_revoked, open_local
 from neuraverse.client.refs import Event, Ref, Resolved, Summary, is_path, resolved_of
 from neuraverse.client.transport import Transport
 from neuraverse.client.watching import watch
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from neuraverse.trust import KeyStore
 
 log = logging.getLogger("neuraverse.client")
+_MAX_PAGES = 500
 
 
 class Client:
@@ -90,7 +91,7 @@ class Client:
         """
         found: list[Summary] = []
         cursor = ""
-        while True:
+        for _ in range(_MAX_PAGES):
             page = self._transport.json("GET", "/v1/skills", params={"q": q, "cursor": cursor, "limit": 100})
             skills = page.get("skills")
             if not isinstance(skills, list):
@@ -100,6 +101,7 @@ class Client:
             if not isinstance(following, str) or following <= cursor:
                 return found
             cursor = following
+        raise NetworkError(f"{self.url} lists more than {len(found)} skills", remedy="search for more words")
 
     def resolve(self, ref: str | Ref) -> Resolved:
         """What a reference means now; what it meant before, if the registry cannot be asked.
@@ -122,7 +124,7 @@ class Client:
         try:
             found = resolved_of(self._transport.json("GET", wanted.path))
         except RevokedError as error:
-            self._memory.revoke(wanted, error.message)
+            note_revoked(self._transport, self._memory, wanted, error)
             raise
         except NetworkError as error:
             held = self._memory.recall(wanted)

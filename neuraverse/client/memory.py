@@ -77,7 +77,7 @@ class Memory:
         """
         known = self.recall(ref)
         if known is not None:
-            self._write(_exact(known), known, reason or f"{known.ref} was revoked")
+            self._write(ref, known, reason or f"{known.ref} was revoked")
 
     def refuse_revoked(self, found: Resolved) -> None:
         """Refuse a skill that was revoked when the registry was last asked.

@@ -19,12 +19,14 @@ from neuraverse.errors import ConflictError, IntegrityError, NetworkError, Signa
 from neuraverse.storage import disk_errors
 
 if TYPE_CHECKING:
+    from neuraverse.manifest import FileEntry
     from neuraverse.skill import Skill
     from neuraverse.trust import KeyStore
 
 PARCEL_BYTES = 8 << 20  # what is larger than this in all goes file by file
 PIECE_BYTES = 8 << 20
 _AT_ONCE = 4
+_PAUSE_S = 0.1  # the first pause after a failure is half as long on average; each next one is twice that
 _FRUITLESS = 2 * FRUITLESS_TRIES  # a try is two requests: where it stands, and the next piece
 
 
@@ -112,17 +114,14 @@ class _Publish:
 
     def _upload(self, name: str) -> None:
         """One file, from where the last try left it."""
-        entry = self._files[name]
-        begun = self._transport.json(
-            "POST", "/v1/uploads", ok=(200, 201), json={"sha256": entry.sha256, "size": entry.size}
-        )
-        if begun.get("exists") is True:
-            return
-        path = f"/v1/uploads/{begun.get('id')}"
+        entry, path = self._files[name], ""
         offset = best = fruitless = 0
         lost = False  # whether we do not know how much has arrived
         while not self._stopped.is_set():
             try:
+                path = path or self._begin(entry)
+                if not path:
+                    return
                 if lost:
                     offset, lost = self._offset(self._transport.json("GET", path)), False
                 elif offset < entry.size:
@@ -131,15 +130,21 @@ class _Publish:
                     self._transport.json("PUT", path, ok=(200, 201))
                     return
             except (NetworkError, ConflictError):
-                lost = True
+                lost = bool(path)
                 if fruitless + 1 >= _FRUITLESS:
                     raise
-                self._stopped.wait(random.uniform(0.0, 0.1 * 2**fruitless))
+                self._stopped.wait(random.uniform(0.0, _PAUSE_S * 2**fruitless))
             fruitless = 0 if offset > best else fruitless + 1
             best = max(best, offset)
             if fruitless >= _FRUITLESS:
                 raise NetworkError(f"{self._transport.url} does not take {name}: it stays at byte {offset}")
-            self._tick(name, offset)
+            self._tick(name, min(offset, entry.size))
+
+    def _begin(self, entry: FileEntry) -> str:
+        """Where to upload a file to; empty if the registry has it by now."""
+        wanted = {"sha256": entry.sha256, "size": entry.size}
+        begun = self._transport.json("POST", "/v1/uploads", ok=(200, 201), json=wanted)
+        return "" if begun.get("exists") is True else f"/v1/uploads/{begun.get('id')}"
 
     def _piece(self, name: str, path: str, offset: int) -> int:
         with disk_errors("read", self._skill.path / name), (self._skill.path / name).open("rb") as file:

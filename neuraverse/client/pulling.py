@@ -19,7 +19,14 @@ from neuraverse.client.memory import Memory
 from neuraverse.client.parcel import Parcel
 from neuraverse.client.refs import LATEST, Ref, Resolved, texts_of
 from neuraverse.client.transport import TAR, Transport
-from neuraverse.errors import ContentError, IncompatibleError, IntegrityError, NetworkError, RevokedError
+from neuraverse.errors import (
+    ContentError,
+    IncompatibleError,
+    IntegrityError,
+    NetworkError,
+    RegistryError,
+    RevokedError,
+)
 from neuraverse.storage import disk_errors, new_folder
 
 if TYPE_CHECKING:
@@ -165,7 +172,7 @@ class Pull:
                 raise _Unanswered(error) from error
             log.debug("%s: going on file by file", error)
         except RevokedError as error:
-            self._memory.revoke(ref, error.message)
+            note_revoked(self._transport, self._memory, ref, error)
             raise
         assert found is not None
         if skill is None:  # large, or in the cache already, or spoilt there, or cut
@@ -263,6 +270,25 @@ class _Unanswered(Exception):  # noqa: N818 - it never leaves this module
     def __init__(self, why: NetworkError) -> None:
         super().__init__(str(why))
         self.why = why
+
+
+def note_revoked(transport: Transport, memory: Memory, ref: Ref, error: RevokedError) -> None:
+    """Remember that what a reference means was revoked.
+
+    Of an alias the registry does not say what it means now; it is asked for the version that it meant before.
+    """
+    if ref.is_exact:
+        memory.revoke(ref, error.message)
+        return
+    known = memory.recall(ref)
+    if known is not None:
+        exact = Ref(name=known.name, which=known.version)
+        try:
+            transport.json("GET", exact.path)
+        except RevokedError as now:
+            memory.revoke(exact, now.message)
+        except (RegistryError, NetworkError):
+            pass
 
 
 def fetch_manifest(transport: Transport, digest: str) -> bytes:

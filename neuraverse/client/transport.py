@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from neuraverse.client.deadline import Connections
 from neuraverse.client.refs import printable
+from neuraverse.client.surroundings import address, new_client
 from neuraverse.errors import (
     ConflictError,
     NetworkError,
@@ -26,21 +27,16 @@ from neuraverse.errors import (
 )
 
 if TYPE_CHECKING:
-    import ssl
-
     import httpx
 
 DEFAULT_URL = "http://127.0.0.1:8420"
 CONNECT_S = 5.0
 READ_S = 30.0  # silence that ends a request
-ANSWER_S = 60.0  # all of a small answer
+ANSWER_S = 60.0  # the head of an answer, and all of a small one
 MAX_ANSWER_BYTES = 8 << 20
 LEAST_RATE = 256  # a large answer that comes slower than this [bytes/s] …
 SLOW_S = 30.0  # … for so long is given up
 TAR = "application/x-tar"
-_LOOPBACK = ("all://127.0.0.1", "all://[::1]", "all://localhost")
-_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
-_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -59,17 +55,13 @@ class Transport:
     def __init__(
         self, url: str | None = None, http: httpx.Client | None = None, token: str | None = None
     ) -> None:
-        import httpx
-
         self.url = (url or os.environ.get("NEURAVERSE_REGISTRY") or DEFAULT_URL).rstrip("/")
-        try:
-            parsed = httpx.URL(self.url)
-        except httpx.InvalidURL:
-            parsed = httpx.URL("")
+        parsed = address(self.url)
         if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query:
             raise UsageError(f"{self.url!r} is no address of a registry", remedy=f"write it as {DEFAULT_URL}")
         self._owned = http is None
-        self._http = _new_client() if http is None else http
+        self._http = new_client(CONNECT_S, READ_S) if http is None else http
+        self._connections = Connections()
         # Bodies are checked byte by byte, so no encoding may come between.
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "neuraverse"}
         if token:
@@ -124,11 +116,10 @@ class Transport:
                 yield found
                 return
             elsewhere = found.headers.get("location", "")
-        secure = self.url.startswith("https:")
-        if not elsewhere.isprintable() or not elsewhere.startswith(
-            ("https://",) if secure else ("https://", "http://")
-        ):
-            raise self._stranger(f"it sent us to {elsewhere[:100]!r} for {path}")
+        there = address(elsewhere)
+        allowed = ("https",) if self.url.startswith("https:") else ("https", "http")
+        if there.scheme not in allowed or not there.host:
+            raise self._stranger(f"it sent us to {printable(elsewhere)[:100]!r} for {path}")
         plain = {k: v for k, v in {**self._headers, **headers}.items() if k != "Authorization"}
         with self._ask("GET", elsewhere, plain, None, {}) as found:
             if found.status_code not in ok:
@@ -151,12 +142,22 @@ class Transport:
 
         silence_s = READ_S if read_s is None else read_s
         timeout = httpx.Timeout(READ_S, connect=CONNECT_S, read=silence_s)
-        with self._failures(silence_s):
-            asked = self._http.stream(
-                method, url, headers=dict(headers), timeout=timeout, follow_redirects=False, **request
-            )
-            with asked as response:
-                yield response
+        with self._failures(silence_s), contextlib.ExitStack() as stack:
+            with self._connections.answered_within(max(ANSWER_S, silence_s)) as trace:
+                asked = self._http.stream(
+                    method,
+                    url,
+                    headers=dict(headers),
+                    timeout=timeout,
+                    follow_redirects=False,
+                    extensions={"trace": trace},
+                    **request,
+                )
+                try:
+                    response = stack.enter_context(asked)
+                except ValueError as error:  # of a host that cannot be
+                    raise NetworkError(f"{url[:200]!r} cannot be reached: {error}") from error
+            yield response
 
     def expect(self, response: httpx.Response, kind: str, path: str) -> None:
         """Whether a response has a body of this media type, which a login page for example has not.
@@ -285,34 +286,6 @@ class Transport:
             f"cannot reach a registry at {self.url}: {reason}",
             remedy="is `neuraverse serve` running there? Else set NEURAVERSE_REGISTRY to its address",
         )
-
-
-def _new_client() -> httpx.Client:
-    """An HTTP client that takes proxies and certificates from the variables that are usual for them."""
-    import httpx
-
-    near = dict.fromkeys(_LOOPBACK)  # not through a proxy, whatever HTTP_PROXY says
-    timeout = httpx.Timeout(READ_S, connect=CONNECT_S)
-    try:
-        return httpx.Client(timeout=timeout, mounts=near, verify=_certificates(*_ssl_settings()))
-    except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
-        names = (*_CERTIFICATES, *_PROXIES, *map(str.lower, _PROXIES))
-        raise UsageError(
-            f"proxy or certificates cannot be used: {error}",
-            remedy=f"check {', '.join(name for name in names if os.environ.get(name)) or 'the installation'}",
-        ) from error
-
-
-def _ssl_settings() -> tuple[str | None, ...]:
-    return tuple(os.environ.get(name) for name in _CERTIFICATES)
-
-
-@functools.cache
-def _certificates(*_: str | None) -> ssl.SSLContext:
-    """The authorities to believe, read once for each setting of the environment: that takes 10 ms."""
-    import httpx
-
-    return httpx.create_ssl_context()
 
 
 def _media_type(response: httpx.Response) -> str:

@@ -29,6 +29,7 @@ SILENCE_S = 45.0  # a stream without even a heartbeat for so long is dead
 MAX_PAUSE_S = 30.0
 _FIRST_PAUSE_S = 0.5
 _STOP_CHECK_S = 0.1
+_CURSOR_DIGITS = 16
 
 Page = tuple[list[Event], int, bool]
 
@@ -117,7 +118,7 @@ class _Watch:
                     if self._stop.is_set():
                         return
                     if message.type == "reset":
-                        yield self._reset(int(message.id) if message.id.isdecimal() else 0)
+                        yield self._reset(_cursor(message.id))
                     elif message.data:
                         yield from self._new([Event.of(_json(message.data))])
         except RegistryError:
@@ -139,6 +140,11 @@ class _Watch:
     def _reset(self, cursor: int) -> Event:
         self._cursor = cursor
         return Event(id=cursor, type="reset")
+
+
+def _cursor(text: str) -> int:
+    """An id as a number; whatever is none means the beginning."""
+    return int(text) if text.isdecimal() and len(text) <= _CURSOR_DIGITS else 0
 
 
 def _json(text: str) -> Any:

@@ -94,7 +94,7 @@ def test_edges_join_nodes():
         with pytest.raises(NetworkError, match="edges"):
             answers.lineage(LINEAGE | {"edges": edges})
     for root in ("sha256:other", None, []):
-        with pytest.raises(NetworkError, match="root"):
+        with pytest.raises(NetworkError, match="root or edges"):
             answers.lineage(LINEAGE | {"root": root})
 
 
@@ -129,15 +129,16 @@ def test_an_alias_moves_and_remembers(author, robot, published, make_skill, tmp_
         robot.resolve(f"{NAME}@stable")
 
 
-def test_states_of_versions(author, robot, published):
+def test_states_of_versions(author, robot, published, make_skill, tmp_path):
     assert robot.resolve(NAME).state == "active"
     author.state(NAME, "yank", version="1.0.0", reason="too fast")
     yanked = robot.resolve(f"{NAME}@1.0.0")
     assert yanked.state == "yanked"
     assert any("too fast" in text for text in yanked.warnings)
     author.state(NAME, "unyank", version="1.0.0")
+    author.publish(make_skill(tmp_path / "weld", name="weld").path)
     author.state(NAME, "deprecate", message="no longer kept", successor="acme/weld")
-    assert "acme/weld" in " ".join(robot.resolve(NAME).warnings)
+    assert "use acme/weld" in " ".join(robot.resolve(NAME).warnings)
     author.state(NAME, "undeprecate")
     assert robot.resolve(NAME).warnings == ()
     assert robot.describe(NAME)["serial"] == 4

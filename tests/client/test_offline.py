@@ -259,6 +259,26 @@ def test_a_revoked_version_is_not_used_without_a_network_either(author, robot, o
         robot.pull(NAME)
 
 
+def test_an_alias_of_what_was_revoked(author, robot, offline, published, make_skill, tmp_path):
+    """It is not said what the alias means now: only what is revoked by name is not used any more."""
+    second = make_skill(tmp_path / "next", version="1.1.0", seed=1)
+    author.publish(second.path)
+    for alias in ("live", "moved"):
+        author.set_alias(NAME, alias, "1.0.0")
+        robot.pull(f"{NAME}@{alias}")
+    author.set_alias(NAME, "moved", "1.1.0")
+    author.state(NAME, "revoke", version="1.1.0", reason="burns through")
+    with pytest.raises(RevokedError):
+        robot.pull(f"{NAME}@moved")
+    assert offline.pull(f"{NAME}@moved").digest == published.digest
+    author.state(NAME, "revoke", version="1.0.0", reason="too fast")
+    with pytest.raises(RevokedError):
+        robot.pull(f"{NAME}@live")
+    for ref in (f"{NAME}@live", f"{NAME}@moved", f"{NAME}@1.0.0"):
+        with pytest.raises(RevokedError, match="too fast"):
+            offline.pull(ref)
+
+
 def test_a_revoked_digest_that_is_not_here_is_not_fetched(author, robot, published):
     author.state(NAME, "revoke", version="1.0.0")
     with pytest.raises(RevokedError):

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from neuraverse.client import Client
-from neuraverse.client.transport import _certificates
+from neuraverse.client.surroundings import _certificates
 from neuraverse.errors import NetworkError, UsageError
 
 HOST = "registry.test"  # has no address: only a proxy knows the way
