@@ -283,3 +283,25 @@ def test_a_revoked_digest_that_is_not_here_is_not_fetched(author, robot, publish
     author.state(NAME, "revoke", version="1.0.0")
     with pytest.raises(RevokedError):
         robot.pull(published.digest)
+
+
+@pytest.mark.parametrize("years", [-50, -1, 1, 10])
+def test_fault_21_a_clock_that_is_wrong(author, robot, offline, published, monkeypatch, years):
+    """No decision is made by it: what was pulled is used, and a revocation counts."""
+    import time
+
+    from neuraverse.client import keeping
+
+    robot.pull(NAME)
+    real = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: real() + years * 365 * keeping.DAY_S)
+        assert offline.pull(NAME).digest == robot.pull(NAME).digest == published.digest
+        skill = robot.pull(NAME)
+        assert keeping.prune(robot._cache, robot.cached()).in_use
+        author.state(NAME, "revoke", version="1.0.0")
+        with pytest.raises(RevokedError):
+            robot.pull(f"{NAME}@1.0.0")
+    with pytest.raises(RevokedError):
+        offline.pull(NAME)
+    assert skill.policy() is not None

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from neuraverse.errors import StorageError
-from neuraverse.registry.limits import MIB
 from neuraverse.registry.stores import Incoming, Stored, new_key
 from neuraverse.storage import disk_errors, sync_folder
 
 T = TypeVar("T")
-_BUFFER_BYTES = MIB
+_BUFFER_BYTES = 384 << 10  # of each download under way; less is slower, more is memory
 _FLUSHERS = 8  # flushes that wait at once share one commit of the file system's journal
 
 
