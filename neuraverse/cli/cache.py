@@ -89,7 +89,7 @@ def prune(
             help="Spare it: org/skill, org/skill@1.0.0 or sha256:HEX; may be given several times.",
         ),
     ] = None,
-    dry: Annotated[bool, typer.Option("--dry", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     json: options.Json = None,
 ) -> None:
     """Remove skills from the cache, and what is left over from cut downloads; never what is in use.
@@ -108,12 +108,12 @@ def prune(
     names = [text if Ref.parse(text).digest or "@" in text else Ref.parse(text).name for text in spared or ()]
     unused_s = None if older_than is None else older_than * DAY_S
     going = chosen(kept(cache), unused_s=unused_s, last=keep, spared=names) if chooses else []
-    done = Pruned(skills=tuple(going), in_use=(), files=0, size=0) if dry else remove(cache, going)
+    done = Pruned(skills=tuple(going), in_use=(), files=0, size=0) if dry_run else remove(cache, going)
     for each in done.skills:
-        out.line(f"{'would remove' if dry else 'removed'} {each.ref}  {each.digest}")
+        out.line(f"{'would remove' if dry_run else 'removed'} {each.ref}  {each.digest}")
     for each in done.in_use:
         out.line(f"in use: {each.ref}  {each.digest}")
-    if not dry:
+    if not dry_run:
         out.line(f"freed {_size(done.size)}")
     out.json(
         {
@@ -121,7 +121,7 @@ def prune(
             "in_use": [_plain(each) for each in done.in_use],
             "left_over": done.files,
             "freed": done.size,
-            "dry": dry,
+            "dry_run": dry_run,
         }
     )
 

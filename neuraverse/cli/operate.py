@@ -179,10 +179,19 @@ def stats(data: Data = None, config: Config = None, json: options.Json = None) -
     out = Out(json)
 
     async def count(registry: Registry) -> dict[str, Any]:
-        blobs, size = await registry.vault.usage()
-        counts = await registry.index.counts()
+        from neuraverse.registry import index
+        from neuraverse.registry.vault import usage
+
+        counts = await registry.database.read(index.counts)
+        held = await registry.database.read(usage)
         places = {"database": registry.database.name, "store": registry.store.name}
-        return {"registry": registry.database.registry_id, **places, **counts, "blobs": blobs, "bytes": size}
+        return {
+            "registry": registry.database.registry_id,
+            **places,
+            **counts,
+            "blobs": held["blobs"],
+            "bytes": held["blob_bytes"],
+        }
 
     found = _with(_settings(data, config), count)
     out.fields([(name, f"{v:,}" if isinstance(v, int) else v) for name, v in found.items()])

@@ -13,6 +13,7 @@ import neuraverse
 from neuraverse.registry import problems
 from neuraverse.registry.bodies import BodyLimit
 from neuraverse.registry.config import Settings
+from neuraverse.registry.index import search
 from neuraverse.registry.limits import MAX_PAGE, MAX_QUERY_CHARACTERS
 from neuraverse.registry.logs import Access
 from neuraverse.registry.metrics import Measure, Metrics
@@ -68,7 +69,7 @@ def create_app(settings: Settings | Path | str) -> FastAPI:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def home(request: Request, q: str = "", cursor: str = "") -> HTMLResponse:
         words = q[:MAX_QUERY_CHARACTERS].replace("\0", " ")
-        found, following = await registry.index.search(words, cursor.replace("\0", ""), MAX_PAGE)
+        found, following = await registry.database.read(search, words, cursor.replace("\0", ""), MAX_PAGE)
         html = page(found, following, q, str(request.base_url).rstrip("/"))
         return HTMLResponse(html, headers={"Content-Security-Policy": _CSP})
 

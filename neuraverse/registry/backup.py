@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sqlalchemy import Table, func, insert, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Table, func, insert, select, text
 
 from neuraverse.errors import IntegrityError, UsageError
 from neuraverse.registry import tables
+from neuraverse.registry.index import counts
 from neuraverse.registry.limits import MIB
 from neuraverse.registry.stores import Incoming
 from neuraverse.storage import disk_errors, read_regular, sync_folder, write_atomic
@@ -93,7 +93,7 @@ async def backup(registry: Registry, folder: Path, progress: Progress = lambda d
     with disk_errors("write", rows):
         try:
             with temporary.open("wb") as file:
-                head, versions, held = await _dump(registry, file)
+                head, versions, held = await registry.database.read(_dump, file)
                 file.flush()
                 os.fsync(file.fileno())
             await _copy(registry, folder, held, progress)
@@ -118,28 +118,27 @@ async def backup(registry: Registry, folder: Path, progress: Progress = lambda d
     return note
 
 
-async def _dump(registry: Registry, file: BinaryIO) -> tuple[int, int, dict[str, tuple[int, str]]]:
+def _dump(db: Connection, file: BinaryIO) -> tuple[int, int, dict[str, tuple[int, str]]]:
     """Write all rows of one moment.
 
     Returns:
         The newest event, the number of versions, and size and key of each blob that a version holds.
     """
     held: dict[str, tuple[int, str]] = {}
-    async with registry.database.read() as db:
-        used = set(await db.scalars(select(tables.version_files.c.sha256).distinct()))
-        head = int(await db.scalar(select(func.max(tables.events.c.id))) or 0)
-        versions = int(await db.scalar(select(func.count()).select_from(tables.versions)) or 0)
-        for table in tables.metadata.sorted_tables:
-            if table.name in _LEFT_OUT:
-                continue
-            async with db.stream(select(table).order_by(*table.primary_key.columns)) as stream:
-                async for row in stream:
-                    plain = dict(row._mapping)
-                    if table is tables.blobs:
-                        if plain["sha256"] not in used:
-                            continue
-                        held[plain["sha256"]] = (plain["size"], plain["key"])
-                    file.write(json.dumps([table.name, _plain(plain)]).encode() + b"\n")
+    used = set(db.scalars(select(tables.version_files.c.sha256).distinct()))
+    head = int(db.scalar(select(func.max(tables.events.c.id))) or 0)
+    versions = int(db.scalar(select(func.count()).select_from(tables.versions)) or 0)
+    for table in tables.metadata.sorted_tables:
+        if table.name in _LEFT_OUT:
+            continue
+        query = select(table).order_by(*table.primary_key.columns)
+        for row in db.execute(query, execution_options={"yield_per": _BATCH}):
+            plain = dict(row._mapping)
+            if table is tables.blobs:
+                if plain["sha256"] not in used:
+                    continue
+                held[plain["sha256"]] = (plain["size"], plain["key"])
+            file.write(json.dumps([table.name, _plain(plain)]).encode() + b"\n")
     return head, versions, held
 
 
@@ -242,21 +241,13 @@ async def restore(
     with disk_errors("read", rows), rows.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != note.rows_sha256:
             raise IntegrityError(f"{rows} has rotted", remedy="restore another snapshot")
-    async with registry.database.read() as db:
-        if await db.scalar(select(func.count()).select_from(tables.orgs)):
-            raise UsageError(
-                f"the registry at {registry.database.name} is not empty",
-                remedy="restore into a new data folder or database",
-            )
+    if (await registry.database.read(counts))["orgs"]:
+        raise UsageError(
+            f"the registry at {registry.database.name} is not empty",
+            remedy="restore into a new data folder or database",
+        )
     keys = await _bring(registry, folder, rows, note.bytes, progress)
-    async with registry.database.write() as db:
-        await db.execute(tables.registry.delete())
-        for table, batch in _batches(rows):
-            for row in batch:
-                if table is tables.blobs:
-                    row |= {"key": keys[row["sha256"]], "lost": False}
-            await db.execute(insert(table), batch)
-        await _number_on(db, registry.database.kind, note.head)
+    await registry.database.write(_fill, rows, keys, note.head)
     registry.database.registry_id = note.registry
     return note
 
@@ -311,20 +302,29 @@ def _batches(rows: Path) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
         yield current, batch
 
 
-async def _number_on(db: AsyncConnection, kind: str, head: int) -> None:
+def _fill(db: Connection, rows: Path, keys: dict[str, str], head: int) -> None:
+    """Enter all rows; the blobs have new keys."""
+    db.execute(tables.registry.delete())
+    for table, batch in _batches(rows):
+        for row in batch:
+            if table is tables.blobs:
+                row |= {"key": keys[row["sha256"]], "lost": False}
+        db.execute(insert(table), batch)
+    _number_on(db, head)
+
+
+def _number_on(db: Connection, head: int) -> None:
     """Let new rows take ids behind those that were brought."""
-    if kind == "sqlite":
-        changed = await db.execute(
+    if db.dialect.name == "sqlite":
+        changed = db.execute(
             text("UPDATE sqlite_sequence SET seq = :seq WHERE name = 'events'"), {"seq": head + _GAP}
         )
         if not changed.rowcount:
-            await db.execute(
+            db.execute(
                 text("INSERT INTO sqlite_sequence (name, seq) VALUES ('events', :seq)"), {"seq": head + _GAP}
             )
         return
     for table in (tables.orgs, tables.skills, tables.versions, tables.events):
-        top = int(await db.scalar(select(func.max(table.c.id))) or 0) + (
-            _GAP if table is tables.events else 0
-        )
+        top = int(db.scalar(select(func.max(table.c.id))) or 0) + (_GAP if table is tables.events else 0)
         sequence = f"pg_get_serial_sequence('{table.name}', 'id')"
-        await db.execute(text(f"SELECT setval({sequence}, :top)"), {"top": max(top, 1)})
+        db.execute(text(f"SELECT setval({sequence}, :top)"), {"top": max(top, 1)})

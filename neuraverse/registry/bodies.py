@@ -1,8 +1,9 @@
-"""Request bodies, bounded in size and in the time that they may stay silent."""
+"""Request bodies, bounded in size, in their number of values and in the time that they may stay silent."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 from starlette.exceptions import HTTPException
@@ -10,17 +11,32 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from neuraverse.registry.config import Settings
-from neuraverse.registry.limits import MAX_JSON_BYTES, MAX_PARCEL_BYTES, MIB
+from neuraverse.registry.limits import (
+    MAX_BEGIN_BYTES,
+    MAX_BODY_BYTES,
+    MAX_DIGESTS_BYTES,
+    MAX_PARCEL_BYTES,
+    MAX_PUBLISH_BYTES,
+    MIB,
+)
 from neuraverse.registry.problems import Problem
 
 PARCEL = "application/x-tar"
+_LIMITS = {
+    "/v1/skills": MAX_PUBLISH_BYTES,
+    "/v1/blobs/missing": MAX_DIGESTS_BYTES,
+    "/v1/uploads": MAX_BEGIN_BYTES,
+}
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+"""A text in JSON, or one that does not end: so each quote begins a match, and the time is linear."""
+_MAX_TEXTS, _MAX_BESIDE = 16, 1000
 
 
 class TooLarge(HTTPException):
     """A body beyond its limit, whatever its Content-Length said."""
 
     def __init__(self, limit: int) -> None:
-        size = f"{limit // MIB} MiB" if limit >= MIB else f"{limit} bytes"
+        size = f"{limit} bytes" if limit % MIB else f"{limit // MIB} MiB"
         super().__init__(413, f"the body is larger than the limit of {size}")
 
 
@@ -39,9 +55,10 @@ class BodyLimit:
     def _limit(self, request: Request) -> int:
         if request.method in ("PUT", "PATCH"):  # of blobs and uploads
             return self._settings.max_blob_bytes
-        if request.headers.get("content-type") == PARCEL:
+        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+        if path == "/v1/skills" and request.headers.get("content-type") == PARCEL:
             return MAX_PARCEL_BYTES
-        return MAX_JSON_BYTES
+        return _LIMITS.get(path, MAX_BODY_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -55,6 +72,15 @@ class BodyLimit:
             await _refuse(TooLarge(limit), scope, receive, send)
             return
         await self._app(scope, _bounded(receive, limit, self._settings), send)
+
+
+def few_texts(body: bytes) -> bool:
+    """Whether a JSON document is a few texts and hardly anything beside them, told without parsing it.
+
+    A parser makes a hundred bytes of each value, and the validator more of each that it did not expect, so
+    that its size alone is no bound for a document in which large texts are expected.
+    """
+    return sum(map(len, _TEXT.split(body, maxsplit=_MAX_TEXTS))) <= _MAX_BESIDE
 
 
 async def _refuse(error: HTTPException, scope: Scope, receive: Receive, send: Send) -> None:

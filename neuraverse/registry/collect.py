@@ -11,11 +11,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, exists, select
+from sqlalchemy import Connection, Row, delete, exists, select
 
 from neuraverse.registry.tables import blobs, now, uploads, version_files
+from neuraverse.registry.vault import known_keys
 
 if TYPE_CHECKING:
     from neuraverse.registry.service import Registry
@@ -60,15 +61,8 @@ async def collect(registry: Registry, *, dry_run: bool = False) -> Collected:
         StorageError: The store fails; what was removed so far is consistent.
     """
     count = size = 0
-    unused = ~exists().where(version_files.c.sha256 == blobs.c.sha256)
     while True:
-        past = blobs.c.lease_until <= now()
-        async with registry.database.write() as db:
-            rows = list(
-                await db.execute(select(blobs).where(past, unused).limit(None if dry_run else _BATCH))
-            )
-            if not dry_run and rows:
-                await db.execute(delete(blobs).where(blobs.c.sha256.in_([row.sha256 for row in rows])))
+        rows = await registry.database.write(_unused, None if dry_run else _BATCH)
         for row in rows:
             if not dry_run:
                 await registry.store.delete(row.key)
@@ -82,6 +76,16 @@ async def collect(registry: Registry, *, dry_run: bool = False) -> Collected:
     )
 
 
+def _unused(db: Connection, batch: int | None) -> list[Row[Any]]:
+    """Blobs that nobody needs: some, whose rows are removed, or without a limit all, and none is."""
+    unused = ~exists().where(version_files.c.sha256 == blobs.c.sha256)
+    query = select(blobs).where(blobs.c.lease_until <= now(), unused)
+    rows = list(db.execute(query.limit(batch)))
+    if batch is not None and rows:
+        db.execute(delete(blobs).where(blobs.c.sha256.in_([row.sha256 for row in rows])))
+    return rows
+
+
 async def _strays(registry: Registry, dry_run: bool) -> tuple[int, int]:
     """Objects that have had no row for longer than any publish takes from their last byte to its commit."""
     grace_s = max(registry.settings.grace_hours * 3600.0, _STRAY_S)
@@ -89,8 +93,7 @@ async def _strays(registry: Registry, dry_run: bool) -> tuple[int, int]:
     old = [stored async for stored in registry.store.objects() if stored.age_s > grace_s]
     for i in range(0, len(old), _BATCH):
         part = old[i : i + _BATCH]
-        async with registry.database.read() as db:
-            known = set(await db.scalars(select(blobs.c.key).where(blobs.c.key.in_([s.key for s in part]))))
+        known = await registry.database.read(known_keys, [stored.key for stored in part])
         for stored in part:
             if stored.key not in known:
                 count += 1
@@ -101,9 +104,12 @@ async def _strays(registry: Registry, dry_run: bool) -> tuple[int, int]:
 
 
 async def _uploads(registry: Registry, dry_run: bool) -> int:
-    async with registry.database.read() as db:
-        past = list(await db.scalars(select(uploads.c.id).where(uploads.c.expires_at <= now())))
+    past = await registry.database.read(_expired)
     if not dry_run:
         for upload in past:
             await registry.vault.abandon(upload)
     return len(past)
+
+
+def _expired(db: Connection) -> list[str]:
+    return list(db.scalars(select(uploads.c.id).where(uploads.c.expires_at <= now())))

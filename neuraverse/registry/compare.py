@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from neuraverse.manifest import SkillManifest
-from neuraverse.registry.database import Database
 from neuraverse.registry.index import find_version
 from neuraverse.registry.limits import MAX_LINEAGE
 from neuraverse.registry.tables import lineage, manifests, skills, versions
@@ -21,35 +20,34 @@ _PARTS = {
 }
 
 
-async def graph(database: Database, name: str, which: str) -> dict[str, Any]:
+def graph(db: Connection, name: str, which: str) -> dict[str, Any]:
     """Every ancestor and descendant of one version, at most `MAX_LINEAGE` of them, the nearest first.
 
     Raises:
         Problem: 404, 409, 410.
     """
-    async with database.read() as db:
-        _, row = await find_version(db, name, which)
-        known, edges = {row.id}, set()
-        for mine, other in (
-            (lineage.c.child_id, lineage.c.parent_id),
-            (lineage.c.parent_id, lineage.c.child_id),
-        ):
-            edge = {row.id}
-            while edge and len(known) < MAX_LINEAGE:
-                query = select(lineage).where(mine.in_(edge)).limit(MAX_LINEAGE)
-                found = [(each.parent_id, each.child_id) for each in await db.execute(query)]
-                edges.update(found)
-                edge = {each[0] if other is lineage.c.parent_id else each[1] for each in found} - known
-                known |= edge
-        query = select(
-            versions.c.id,
-            versions.c.digest,
-            versions.c.version,
-            versions.c.state,
-            versions.c.lower,
-            skills.c.name,
-        ).join(skills)
-        rows = {each.id: each for each in await db.execute(query.where(versions.c.id.in_(known)))}
+    _, row = find_version(db, name, which)
+    known, edges = {row.id}, set()
+    for mine, other in (
+        (lineage.c.child_id, lineage.c.parent_id),
+        (lineage.c.parent_id, lineage.c.child_id),
+    ):
+        edge = {row.id}
+        while edge and len(known) < MAX_LINEAGE:
+            query = select(lineage).where(mine.in_(edge)).limit(MAX_LINEAGE)
+            found = [(each.parent_id, each.child_id) for each in db.execute(query)]
+            edges.update(found)
+            edge = {each[0] if other is lineage.c.parent_id else each[1] for each in found} - known
+            known |= edge
+    query = select(
+        versions.c.id,
+        versions.c.digest,
+        versions.c.version,
+        versions.c.state,
+        versions.c.lower,
+        skills.c.name,
+    ).join(skills)
+    rows = {each.id: each for each in db.execute(query.where(versions.c.id.in_(known)))}
     nodes = [
         {k: getattr(each, k) for k in ("digest", "name", "version", "state", "lower")}
         for _, each in sorted(rows.items())
@@ -58,16 +56,15 @@ async def graph(database: Database, name: str, which: str) -> dict[str, Any]:
     return {"root": row.digest, "nodes": nodes, "edges": pairs}
 
 
-async def difference(database: Database, name: str, old: str, new: str) -> dict[str, Any]:
+def difference(db: Connection, name: str, old: str, new: str) -> dict[str, Any]:
     """What differs between two versions: interface, evaluation, training and files, field by field.
 
     Raises:
         Problem: 404, 409, 410.
     """
-    async with database.read() as db:
-        rows = [(await find_version(db, name, which))[1] for which in (old, new)]
-        query = select(manifests.c.manifest)
-        data = [await db.scalar(query.where(manifests.c.version_id == row.id)) for row in rows]
+    rows = [(find_version(db, name, which))[1] for which in (old, new)]
+    query = select(manifests.c.manifest)
+    data = [db.scalar(query.where(manifests.c.version_id == row.id)) for row in rows]
     before, after = (SkillManifest.parse(bytes(each or b"")).model_dump(mode="json") for each in data)
     answer: dict[str, Any] = {"name": name, "from": rows[0].version, "to": rows[1].version}
     for part, fields in _PARTS.items():

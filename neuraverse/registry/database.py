@@ -1,5 +1,8 @@
 """Connections to the index: SQLite in a file, or PostgreSQL.
 
+What is asked of either is a plain function of a connection, run in one transaction: on SQLite in a thread, as
+a call into SQLite is over before an event loop could be told of it; on PostgreSQL through asyncpg.
+
 SQLite runs in WAL mode with ``synchronous=FULL``: a commit that returned survives a power cut. Writers take
 one lock at once (``BEGIN IMMEDIATE``; an advisory lock on PostgreSQL). So what they read stays true until
 they commit, and events become visible in the order of their ids, from however many processes they come.
@@ -9,24 +12,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import Connection, event, insert, inspect, make_url, select, text
+from sqlalchemy import URL, Connection, create_engine, event, insert, inspect, make_url, select, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from neuraverse.errors import ConfigError, StorageError
 from neuraverse.registry import tables
 
 log = logging.getLogger("neuraverse.registry")
+P = ParamSpec("P")
+T = TypeVar("T")
 _LOCK = 0x6E657572  # the one advisory lock of writers; any number that nobody else uses
 _CHANNEL = "neuraverse"
 _RECONNECT_S = 2.0
+_READERS = 4  # threads that read from SQLite; more would only wait for the same interpreter
 BUSY_S = 10.0  # how long a writer waits for another
 
 
@@ -46,17 +53,13 @@ class Database:
         except ArgumentError:
             raise _no_database() from None
         self.kind = parsed.get_backend_name()
-        drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
-        if self.kind not in drivers:
+        if self.kind not in ("sqlite", "postgresql"):
             raise _no_database()
-        self._url = parsed.set(drivername=drivers[self.kind])
-        self.name = self._url.render_as_string(hide_password=True).replace(
-            f"+{self._url.get_driver_name()}", ""
-        )
+        self._url = parsed.set(drivername=self.kind)
+        self.name = self._url.render_as_string(hide_password=True)
         self.path = Path(self._url.database or "") if self.kind == "sqlite" else None
-        self._engine: AsyncEngine | None = None
+        self._engine: _Engine | None = None
         self._listener: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock() if self.kind == "sqlite" else contextlib.nullcontext()
         self.registry_id = ""
 
     async def open(self, *, migrate: bool = True) -> None:
@@ -70,27 +73,14 @@ class Database:
         """
         if self._engine is not None:
             return
-        self._engine = self._connectable()
         try:
-            async with self.write() as db:
-                await db.run_sync(_migrate if migrate else _must_be_current)
-                self.registry_id = await _identity(db)
+            self.registry_id = await self.write(_opened, migrate)
         except StorageError:
             await self.close()
             raise
         except (SQLAlchemyError, OSError) as error:
             await self.close()
             raise self._unusable(error) from error
-
-    def _connectable(self) -> AsyncEngine:
-        if self.kind == "sqlite":
-            engine = create_async_engine(self._url, connect_args={"timeout": BUSY_S}, pool_size=8)
-            event.listen(engine.sync_engine, "connect", _set_up)
-            event.listen(engine.sync_engine, "begin", _begin)
-        else:
-            arguments = {"timeout": 10.0, "command_timeout": 60.0}
-            engine = create_async_engine(self._url, connect_args=arguments, pool_pre_ping=True, pool_size=8)
-        return engine
 
     def _unusable(self, error: Exception) -> StorageError:
         reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
@@ -108,7 +98,7 @@ class Database:
             await asyncio.wait([self._listener])
             self._listener = None
         if self._engine is not None:
-            await self._engine.dispose()
+            await self._engine.close()
             self._engine = None
 
     async def migrate(self, revision: str) -> None:
@@ -117,31 +107,33 @@ class Database:
         Raises:
             StorageError: The database cannot be used, or there is no such step.
         """
-        engine = self._connectable()
         try:
-            async with _writing(engine, self.kind) as db:
-                await db.run_sync(_migrate, revision)
+            await self.write(_migrate, revision)
         except (SQLAlchemyError, OSError) as error:
             raise self._unusable(error) from error
         finally:
-            await engine.dispose()
+            await self.close()
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that sees one state of the database."""
-        assert self._engine is not None, "the database is not open"
-        async with self._engine.connect() as connection:
-            if self.kind == "postgresql":
-                await connection.execution_options(isolation_level="REPEATABLE READ")
-            yield connection
+    def _connected(self) -> _Engine:
+        if self._engine is None:
+            self._engine = _Sqlite(self._url) if self.kind == "sqlite" else _Postgres(self._url)
+        return self._engine
 
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that commits when the block ends, and rolls back when it raises; one at a time."""
-        assert self._engine is not None, "the database is not open"
-        # SQLite lets writers poll for its lock; of this process they queue here, and nobody starves.
-        async with self._turn, _writing(self._engine, self.kind) as connection:
-            yield connection
+    async def read(
+        self, ask: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """What a function finds in a transaction that sees one state of the database."""
+        return await self._connected().read(functools.partial(_call, ask, args, kwargs))
+
+    async def write(
+        self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a function in a transaction that commits when it returns, and rolls back when it raises.
+
+        One at a time. A caller who is cancelled meanwhile still learns how it ended, and is cancelled then.
+        """
+        work = self._connected().write(functools.partial(_call, change, args, kwargs))
+        return await _ended(work)
 
     def listen(self, wake: Callable[[], None]) -> None:
         """Call `wake` when another process may have committed something.
@@ -152,16 +144,11 @@ class Database:
         if self.kind == "postgresql":
             self._listener = asyncio.create_task(self._listening(wake))
 
-    async def notify(self, db: AsyncConnection) -> None:
-        """Let other processes know, once the transaction of `db` has committed."""
-        if self.kind == "postgresql":
-            await db.execute(text(f"NOTIFY {_CHANNEL}"))
-
     async def _listening(self, wake: Callable[[], None]) -> None:
         """Hold a connection of its own, which nobody resets, and make it anew when it is lost."""
         import asyncpg
 
-        url = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
+        url = self._url.render_as_string(hide_password=False)
         while True:
             try:
                 connection = await asyncpg.connect(url, timeout=10.0)
@@ -174,6 +161,95 @@ class Database:
             await asyncio.sleep(_RECONNECT_S)
 
 
+def notify(db: Connection) -> None:
+    """Let other processes know, once the transaction of `db` has committed."""
+    if db.dialect.name == "postgresql":
+        db.execute(text(f"NOTIFY {_CHANNEL}"))
+
+
+def _call(ask: Callable[..., T], args: Any, kwargs: Any, db: Connection) -> T:
+    return ask(db, *args, **kwargs)
+
+
+class _Engine(Protocol):
+    """Runs functions of a connection in transactions."""
+
+    async def read(self, ask: Callable[[Connection], T]) -> T: ...
+
+    def write(self, change: Callable[[Connection], T]) -> asyncio.Future[T]: ...
+
+    async def close(self) -> None: ...
+
+
+class _Sqlite:
+    def __init__(self, url: URL) -> None:
+        self._engine = create_engine(url, connect_args={"timeout": BUSY_S, "check_same_thread": False})
+        event.listen(self._engine, "connect", _set_up)
+        event.listen(self._engine, "begin", _begin)
+        self._readers = ThreadPoolExecutor(_READERS, "read")
+        # SQLite lets writers poll for its lock; of this process they queue here, and nobody starves.
+        self._writer = ThreadPoolExecutor(1, "write")
+
+    async def read(self, ask: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, ask, False)
+
+    def write(self, change: Callable[[Connection], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._writer, self._run, change, True)
+
+    def _run(self, ask: Callable[[Connection], T], write: bool) -> T:
+        with self._engine.connect() as db:
+            if not write:
+                return ask(db)
+            db.execution_options(write=True)
+            with db.begin():
+                return ask(db)
+
+    async def close(self) -> None:
+        for pool in (self._writer, self._readers):
+            await asyncio.to_thread(pool.shutdown)
+        self._engine.dispose()
+
+
+class _Postgres:
+    def __init__(self, url: URL) -> None:
+        arguments = {"timeout": 10.0, "command_timeout": 60.0}
+        self._engine = create_async_engine(
+            url.set(drivername="postgresql+asyncpg"), connect_args=arguments, pool_pre_ping=True, pool_size=8
+        )
+
+    async def read(self, ask: Callable[[Connection], T]) -> T:
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ")
+            return await connection.run_sync(ask)
+
+    def write(self, change: Callable[[Connection], T]) -> asyncio.Future[T]:
+        return asyncio.ensure_future(self._write(change))
+
+    async def _write(self, change: Callable[[Connection], T]) -> T:
+        async with self._engine.begin() as connection:
+            await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            return await connection.run_sync(change)
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+
+async def _ended(work: asyncio.Future[T]) -> T:
+    """Wait for it, however often the caller is cancelled; the cancellation takes effect afterwards."""
+    task = asyncio.current_task()
+    assert task is not None
+    cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            cancelled = True
+            task.uncancel()
+    if cancelled:
+        task.cancel()
+    return work.result()
+
+
 async def _heard(connection: Any, wake: Callable[[], None]) -> None:
     """Wake readers for every notification, until the connection is lost."""
     gone = asyncio.Event()
@@ -183,17 +259,6 @@ async def _heard(connection: Any, wake: Callable[[], None]) -> None:
     await gone.wait()
 
 
-@asynccontextmanager
-async def _writing(engine: AsyncEngine, kind: str) -> AsyncIterator[AsyncConnection]:
-    async with engine.connect() as connection:
-        if kind == "sqlite":
-            await connection.execution_options(write=True)
-        async with connection.begin():
-            if kind == "postgresql":
-                await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
-            yield connection
-
-
 def _no_database() -> ConfigError:
     return ConfigError(
         "the database is neither sqlite:///FILE nor postgresql://USER:PASSWORD@HOST/NAME",
@@ -201,11 +266,16 @@ def _no_database() -> ConfigError:
     )
 
 
-async def _identity(db: AsyncConnection) -> str:
-    found = await db.scalar(select(tables.registry.c.id))
+def _opened(db: Connection, migrate: bool) -> str:
+    """Bring the schema up to date, or see whether it is; the registry's id."""
+    if migrate:
+        _migrate(db)
+    else:
+        _must_be_current(db)
+    found = db.scalar(select(tables.registry.c.id))
     if found is None:
         found = str(uuid.uuid4())
-        await db.execute(insert(tables.registry).values(id=found, created_at=tables.now()))
+        db.execute(insert(tables.registry).values(id=found, created_at=tables.now()))
     return str(found)
 
 

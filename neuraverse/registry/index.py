@@ -1,4 +1,4 @@
-"""Questions to the index. What changes it stands in `publishing` and `changes`."""
+"""Questions to the index, for `Database.read`. What changes it stands in `publishing` and `changes`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Row, and_, func, select
 
 from neuraverse.errors import UsageError
 from neuraverse.manifest import VERSION_PATTERN
-from neuraverse.registry.database import Database
 from neuraverse.registry.feed import Event
 from neuraverse.registry.limits import MAX_LINEAGE, MAX_VERSIONS
 from neuraverse.registry.problems import Problem
@@ -27,6 +25,7 @@ from neuraverse.registry.tables import (
     manifests,
     orgs,
     publisher_keys,
+    registry,
     skills,
     version_files,
     versions,
@@ -60,219 +59,205 @@ class Whole:
     warnings: list[str]
 
 
-class Index:
-    """The rows of the registry, to read.
+def find(db: Connection, name: str, which: str) -> dict[str, Any]:
+    """One version with its lineage.
 
     Args:
-        database: An open database.
+        db: A transaction.
+        name: ``org/skill``.
+        which: A version, a range, an alias, or ``latest``.
+
+    Raises:
+        Problem: 404 there is none, 409 an alias of a yanked version, 410 it was revoked.
     """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def find(self, name: str, which: str) -> dict[str, Any]:
-        """One version with its lineage.
-
-        Args:
-            name: ``org/skill``.
-            which: A version, a range, an alias, or ``latest``.
-
-        Raises:
-            Problem: 404 there is none, 409 an alias of a yanked version, 410 it was revoked.
-        """
-        async with self._database.read() as db:
-            skill, row = await find_version(db, name, which)
-            up = select(versions.c.digest).join(lineage, lineage.c.parent_id == versions.c.id)
-            parents = await db.scalars(up.where(lineage.c.child_id == row.id).order_by(versions.c.id))
-            down = select(versions.c.digest).join(lineage, lineage.c.child_id == versions.c.id)
-            children = await db.scalars(
-                down.where(lineage.c.parent_id == row.id).order_by(versions.c.id).limit(MAX_LINEAGE)
-            )
-            return {
-                "name": name,
-                "version": row.version,
-                "digest": row.digest,
-                "publisher": row.publisher,
-                "state": row.state,
-                "reason": row.reason,
-                "warnings": _warnings(skill, row),
-                "parents": list(parents),
-                "children": list(children),
-                "deprecated": _deprecated(skill),
-            }
-
-    async def files(self, name: str, which: str) -> Whole:
-        """All of one version.
-
-        Raises:
-            Problem: As `find`.
-        """
-        async with self._database.read() as db:
-            skill, row = await find_version(db, name, which)
-            documents = (
-                await db.execute(
-                    select(manifests.c.manifest, manifests.c.signature).where(
-                        manifests.c.version_id == row.id
-                    )
-                )
-            ).one()
-            query = select(version_files.c.name, blobs).join(blobs)
-            held = list(await db.execute(query.where(version_files.c.version_id == row.id)))
-            for each in held:
-                if each.lost:
-                    raise lost(each.sha256)
-            return Whole(
-                digest=row.digest,
-                manifest=bytes(documents.manifest),
-                signature=bytes(documents.signature),
-                files={e.name: Blob(sha256=e.sha256, size=e.size, key=e.key) for e in held},
-                warnings=_warnings(skill, row),
-            )
-
-    async def describe(self, name: str) -> dict[str, Any]:
-        """Versions, the latest first, and aliases of a skill, at most `MAX_VERSIONS` of each.
-
-        Raises:
-            Problem: 404.
-        """
-        async with self._database.read() as db:
-            skill = await find_skill(db, name)
-            v = versions.c
-            columns = v.version, v.digest, v.created_at.label("created"), v.state, v.reason
-            every = select(*columns).where(v.skill_id == skill.id).order_by(*BY_ORDER)
-            rows = await db.execute(every.limit(MAX_VERSIONS))
-            pairs = select(aliases.c.alias, v.version).join(versions)
-            pairs = pairs.where(aliases.c.skill_id == skill.id).order_by(aliases.c.alias)
-            named = await db.execute(pairs.limit(MAX_VERSIONS))
-            return {
-                "name": name,
-                "registry": self._database.registry_id,
-                "serial": skill.serial,
-                "deprecated": _deprecated(skill),
-                "versions": [dict(r._mapping) for r in rows],
-                "aliases": {r.alias: r.version for r in named},
-            }
-
-    async def alias(self, name: str, alias: str) -> dict[str, Any]:
-        """What an alias means, and its moves, the newest first.
-
-        Raises:
-            Problem: 404 it never meant anything.
-        """
-        async with self._database.read() as db:
-            skill = await find_skill(db, name)
-            at = and_(aliases.c.skill_id == skill.id, aliases.c.alias == alias)
-            version = await db.scalar(select(versions.c.version).join(aliases).where(at))
-            mine = and_(events.c.name == name, events.c.type.in_(("alias", "unalias")))
-            query = select(events).where(mine, events.c.data["alias"].as_string() == alias)
-            rows = list(await db.execute(query.order_by(events.c.id.desc()).limit(MAX_VERSIONS)))
-        if not rows:
-            raise Problem(404, "no-such-alias", f"{name} never had an alias {alias!r}")
-        moves = [
-            {
-                "id": row.id,
-                "version": row.version if row.type == "alias" else None,
-                "previous": row.data.get("previous"),
-                "at": row.at,
-                "by": row.by,
-            }
-            for row in rows
-        ]
-        return {"name": name, "alias": alias, "version": version, "moves": moves}
-
-    async def search(self, words: str, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
-        """Skills, by name, each with its latest version; yanked and revoked versions are passed over.
-
-        Args:
-            words: All must occur in name, title, description, tags, robot or environment.
-            after: Names up to this one are left out.
-            limit: At most this many.
-
-        Returns:
-            The skills, and the cursor of the next page or None.
-        """
-        inner = versions.alias()
-        latest = (
-            select(inner.c.id)
-            .where(inner.c.skill_id == skills.c.id, inner.c.state == ACTIVE)
-            .order_by(inner.c.prerelease, inner.c.order_key.desc())
-            .limit(1)
-            .scalar_subquery()
-        )
-        v = versions.c
-        fields = (v.version, v.digest, v.title, v.description, v.rate, v.lower, v.n, v.robot)
-        query = (
-            select(skills.c.name, *fields, v.created_at.label("created"))
-            .select_from(skills)
-            .join(versions, v.id == latest)
-            .where(skills.c.name > after)
-            .where(*(v.search.contains(word, autoescape=True) for word in words.lower().split()))
-            .order_by(skills.c.name)
-            .limit(limit + 1)
-        )
-        async with self._database.read() as db:
-            found = [dict(r._mapping) for r in await db.execute(query)]
-        return found[:limit], found[limit - 1]["name"] if len(found) > limit else None
-
-    async def document(self, digest: str, kind: str) -> bytes:
-        """The exact bytes of a ``manifest`` or ``signature``.
-
-        Args:
-            digest: ``sha256:<hex>`` of the manifest.
-            kind: Which of the two.
-
-        Raises:
-            Problem: 404, 410.
-        """
-        query = select(manifests.c[kind], versions.c.state, versions.c.reason).join(versions)
-        async with self._database.read() as db:
-            row = (await db.execute(query.where(versions.c.digest == digest))).one_or_none()
-        if row is None:
-            raise Problem(404, "no-such-skill", f"there is no skill with the digest {digest}")
-        if row.state == REVOKED:
-            raise revoked(digest, row.reason)
-        return bytes(row[0])
-
-    async def keys(self, org: str) -> list[str]:
-        """PEM texts of the keys that an organisation publishes with, the oldest first.
-
-        Raises:
-            Problem: 404.
-        """
-        query = select(publisher_keys.c.pem).join(orgs).where(orgs.c.name == org)
-        async with self._database.read() as db:
-            found = list(await db.scalars(query.order_by(publisher_keys.c.created_at)))
-        if not found:
-            raise Problem(404, "no-such-org", f"there is no organisation named {org!r}")
-        return found
-
-    async def events(self, after: int, limit: int) -> list[Event]:
-        """Events behind the cursor `after`, in order."""
-        query = select(events).where(events.c.id > after).order_by(events.c.id).limit(limit)
-        async with self._database.read() as db:
-            return [_event(row) for row in await db.execute(query)]
-
-    async def head(self) -> int:
-        """The cursor behind the newest event."""
-        async with self._database.read() as db:
-            return int(await db.scalar(select(func.max(events.c.id))) or 0)
-
-    async def counts(self) -> dict[str, int]:
-        """How many organisations, skills, versions and events there are."""
-        async with self._database.read() as db:
-            found = {}
-            for table in (orgs, skills, versions, events):
-                found[table.name] = int(await db.scalar(select(func.count()).select_from(table)) or 0)
-            return found
+    skill, row = find_version(db, name, which)
+    up = select(versions.c.digest).join(lineage, lineage.c.parent_id == versions.c.id)
+    parents = db.scalars(up.where(lineage.c.child_id == row.id).order_by(versions.c.id))
+    down = select(versions.c.digest).join(lineage, lineage.c.child_id == versions.c.id)
+    children = db.scalars(
+        down.where(lineage.c.parent_id == row.id).order_by(versions.c.id).limit(MAX_LINEAGE)
+    )
+    return {
+        "name": name,
+        "version": row.version,
+        "digest": row.digest,
+        "publisher": row.publisher,
+        "state": row.state,
+        "reason": row.reason,
+        "warnings": _warnings(skill, row),
+        "parents": list(parents),
+        "children": list(children),
+        "deprecated": _deprecated(skill),
+    }
 
 
-async def find_skill(db: AsyncConnection, name: str) -> Row[Any]:
+def files(db: Connection, name: str, which: str) -> Whole:
+    """All of one version.
+
+    Raises:
+        Problem: As `find`.
+    """
+    skill, row = find_version(db, name, which)
+    documents = db.execute(select(manifests).where(manifests.c.version_id == row.id)).one()
+    query = select(version_files.c.name, blobs).join(blobs)
+    held = list(db.execute(query.where(version_files.c.version_id == row.id)))
+    for each in held:
+        if each.lost:
+            raise lost(each.sha256)
+    return Whole(
+        digest=row.digest,
+        manifest=bytes(documents.manifest),
+        signature=bytes(documents.signature),
+        files={e.name: Blob(sha256=e.sha256, size=e.size, key=e.key) for e in held},
+        warnings=_warnings(skill, row),
+    )
+
+
+def describe(db: Connection, name: str) -> dict[str, Any]:
+    """Versions, the latest first, and aliases of a skill, at most `MAX_VERSIONS` of each.
+
+    Raises:
+        Problem: 404.
+    """
+    skill = find_skill(db, name)
+    v = versions.c
+    columns = v.version, v.digest, v.created_at.label("created"), v.state, v.reason
+    every = select(*columns).where(v.skill_id == skill.id).order_by(*BY_ORDER)
+    rows = db.execute(every.limit(MAX_VERSIONS))
+    pairs = select(aliases.c.alias, v.version).join(versions)
+    pairs = pairs.where(aliases.c.skill_id == skill.id).order_by(aliases.c.alias)
+    named = db.execute(pairs.limit(MAX_VERSIONS))
+    return {
+        "name": name,
+        "registry": db.scalar(select(registry.c.id)),
+        "serial": skill.serial,
+        "deprecated": _deprecated(skill),
+        "versions": [dict(r._mapping) for r in rows],
+        "aliases": {r.alias: r.version for r in named},
+    }
+
+
+def alias(db: Connection, name: str, alias: str) -> dict[str, Any]:
+    """What an alias means, and its moves, the newest first.
+
+    Raises:
+        Problem: 404 it never meant anything.
+    """
+    skill = find_skill(db, name)
+    at = and_(aliases.c.skill_id == skill.id, aliases.c.alias == alias)
+    version = db.scalar(select(versions.c.version).join(aliases).where(at))
+    mine = and_(events.c.name == name, events.c.type.in_(("alias", "unalias")))
+    query = select(events).where(mine, events.c.data["alias"].as_string() == alias)
+    rows = list(db.execute(query.order_by(events.c.id.desc()).limit(MAX_VERSIONS)))
+    if not rows:
+        raise Problem(404, "no-such-alias", f"{name} never had an alias {alias!r}")
+    moves = [
+        {
+            "id": row.id,
+            "version": row.version if row.type == "alias" else None,
+            "previous": row.data.get("previous"),
+            "at": row.at,
+            "by": row.by,
+        }
+        for row in rows
+    ]
+    return {"name": name, "alias": alias, "version": version, "moves": moves}
+
+
+def search(db: Connection, words: str, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+    """Skills, by name, each with its latest version; yanked and revoked versions are passed over.
+
+    Args:
+        db: A transaction.
+        words: All must occur in name, title, description, tags, robot or environment.
+        after: Names up to this one are left out.
+        limit: At most this many.
+
+    Returns:
+        The skills, and the cursor of the next page or None.
+    """
+    inner = versions.alias()
+    latest = (
+        select(inner.c.id)
+        .where(inner.c.skill_id == skills.c.id, inner.c.state == ACTIVE)
+        .order_by(inner.c.prerelease, inner.c.order_key.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    v = versions.c
+    fields = (v.version, v.digest, v.title, v.description, v.rate, v.lower, v.n, v.robot)
+    query = (
+        select(skills.c.name, *fields, v.created_at.label("created"))
+        .select_from(skills)
+        .join(versions, v.id == latest)
+        .where(skills.c.name > after)
+        .where(*(v.search.contains(word, autoescape=True) for word in words.lower().split()))
+        .order_by(skills.c.name)
+        .limit(limit + 1)
+    )
+    found = [dict(r._mapping) for r in db.execute(query)]
+    return found[:limit], found[limit - 1]["name"] if len(found) > limit else None
+
+
+def document(db: Connection, digest: str, kind: str) -> bytes:
+    """The exact bytes of a ``manifest`` or ``signature``.
+
+    Args:
+        db: A transaction.
+        digest: ``sha256:<hex>`` of the manifest.
+        kind: Which of the two.
+
+    Raises:
+        Problem: 404, 410.
+    """
+    query = select(manifests.c[kind], versions.c.state, versions.c.reason).join(versions)
+    row = db.execute(query.where(versions.c.digest == digest)).one_or_none()
+    if row is None:
+        raise Problem(404, "no-such-skill", f"there is no skill with the digest {digest}")
+    if row.state == REVOKED:
+        raise revoked(digest, row.reason)
+    return bytes(row[0])
+
+
+def keys(db: Connection, org: str) -> list[str]:
+    """PEM texts of the keys that an organisation publishes with, the oldest first.
+
+    Raises:
+        Problem: 404.
+    """
+    query = select(publisher_keys.c.pem).join(orgs).where(orgs.c.name == org)
+    found = list(db.scalars(query.order_by(publisher_keys.c.created_at)))
+    if not found:
+        raise Problem(404, "no-such-org", f"there is no organisation named {org!r}")
+    return found
+
+
+def events_behind(db: Connection, after: int, limit: int) -> list[Event]:
+    """Events behind the cursor `after`, in order."""
+    query = select(events).where(events.c.id > after).order_by(events.c.id).limit(limit)
+    return [_event(row) for row in db.execute(query)]
+
+
+def head(db: Connection) -> int:
+    """The cursor behind the newest event."""
+    return int(db.scalar(select(func.max(events.c.id))) or 0)
+
+
+def counts(db: Connection) -> dict[str, int]:
+    """How many organisations, skills, versions and events there are."""
+    found = {}
+    for table in (orgs, skills, versions, events):
+        found[table.name] = int(db.scalar(select(func.count()).select_from(table)) or 0)
+    return found
+
+
+def find_skill(db: Connection, name: str) -> Row[Any]:
     """The row of a skill.
 
     Raises:
         Problem: 404.
     """
-    found = (await db.execute(select(skills).where(skills.c.name == name))).one_or_none()
+    found = db.execute(select(skills).where(skills.c.name == name)).one_or_none()
     if found is None:
         raise Problem(
             404,
@@ -283,9 +268,7 @@ async def find_skill(db: AsyncConnection, name: str) -> Row[Any]:
     return found
 
 
-async def find_version(
-    db: AsyncConnection, name: str, which: str, *, exact: bool = False
-) -> tuple[Row[Any], Row[Any]]:
+def find_version(db: Connection, name: str, which: str, *, exact: bool = False) -> tuple[Row[Any], Row[Any]]:
     """The rows of a skill and of one version of it.
 
     Args:
@@ -297,18 +280,16 @@ async def find_version(
     Raises:
         Problem: 400 it is none of these, 404 there is none, 409 an alias of a yanked version, 410 revoked.
     """
-    skill = await find_skill(db, name)
+    skill = find_skill(db, name)
     mine = select(versions).where(versions.c.skill_id == skill.id)
     if exact or re.fullmatch(VERSION_PATTERN, which):
-        row = (await db.execute(mine.where(versions.c.version == which))).one_or_none()
+        row = db.execute(mine.where(versions.c.version == which)).one_or_none()
     elif which == LATEST:
-        row = (
-            await db.execute(mine.where(versions.c.state == ACTIVE).order_by(*BY_ORDER).limit(1))
-        ).one_or_none()
+        row = db.execute(mine.where(versions.c.state == ACTIVE).order_by(*BY_ORDER).limit(1)).one_or_none()
     elif re.fullmatch(ALIAS_PATTERN, which):
         at = and_(aliases.c.skill_id == skill.id, aliases.c.alias == which)
         row = (
-            await db.execute(mine.where(versions.c.id.in_(select(aliases.c.version_id).where(at))))
+            db.execute(mine.where(versions.c.id.in_(select(aliases.c.version_id).where(at))))
         ).one_or_none()
         if row is not None and row.state == YANKED:
             raise Problem(
@@ -318,7 +299,7 @@ async def find_version(
                 remedy="pin the version if you must; its publisher can move the alias",
             )
     else:
-        row = await _best(db, mine, which)
+        row = _best(db, mine, which)
     if row is None:
         raise Problem(
             404,
@@ -331,13 +312,13 @@ async def find_version(
     return skill, row
 
 
-async def _best(db: AsyncConnection, mine: Any, which: str) -> Row[Any] | None:
+def _best(db: Connection, mine: Any, which: str) -> Row[Any] | None:
     """The highest active version in a range."""
     try:
         wanted = parse_range(which)
     except UsageError as error:
         raise Problem(400, "invalid", error.message, remedy=error.remedy, field="version") from error
-    rows = await db.execute(mine.where(versions.c.state == ACTIVE).order_by(versions.c.order_key.desc()))
+    rows = db.execute(mine.where(versions.c.state == ACTIVE).order_by(versions.c.order_key.desc()))
     return next((row for row in rows if wanted.allows(row.version)), None)
 
 

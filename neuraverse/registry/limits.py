@@ -5,15 +5,20 @@ from __future__ import annotations
 from neuraverse.keys import MAX_KEY_BYTES
 from neuraverse.manifest import MAX_MANIFEST_BYTES
 from neuraverse.skill import MAX_SIGNATURE_BYTES
+from neuraverse.statement import MAX_STATEMENT_BYTES
 
 MIB = 1 << 20
 
 # A publish carries manifest and signature as JSON text, where quotes and newlines are escaped.
-MAX_JSON_BYTES = 2 * (MAX_MANIFEST_BYTES + MAX_SIGNATURE_BYTES + MAX_KEY_BYTES)
+MAX_PUBLISH_BYTES = 2 * (MAX_MANIFEST_BYTES + MAX_SIGNATURE_BYTES + MAX_KEY_BYTES)
 MAX_PARCEL_BYTES = 16 * MIB  # a publish with its files; larger ones upload their files first
 MAX_HEADER_BYTES = 32 << 10  # request line and headers
 MAX_QUERY_CHARACTERS = 200
+MAX_SHOWN = 100  # characters of a name in a refusal that the client made up
 MAX_DIGESTS = 1000  # asked about at once
+MAX_DIGESTS_BYTES = 100 * MAX_DIGESTS  # 64 digits, quotes, a comma, and the indentation of a careful writer
+MAX_BEGIN_BYTES = 1024  # of an upload: its digest and size
+MAX_BODY_BYTES = 6 * (MAX_STATEMENT_BYTES + 2048)  # all else: a signed statement, each letter as \u0041
 MAX_PAGE = 100  # skills in one answer
 MAX_EVENTS = 1000  # events in one answer
 MAX_LINEAGE = 1000  # children, or nodes of a graph, in one answer

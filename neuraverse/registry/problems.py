@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from neuraverse.errors import ContentError, NeuraverseError, SignatureError, StorageError, UsageError
+from neuraverse.registry.limits import MAX_SHOWN
 
 log = logging.getLogger("neuraverse.registry")
 _DISK_SIGNS = ("disk is full", "readonly database", "disk I/O error")
@@ -114,13 +115,14 @@ def install(app: FastAPI) -> None:
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where, *path = first["loc"]
-        field = ".".join(str(p) for p in path) or str(where)
+        field = (".".join(str(p) for p in path) or str(where))[:MAX_SHOWN]
         status = 400 if where in ("path", "query", "header") else 422
         return Problem(status, "invalid", f"{where} field {field!r}: {first['msg']}", field=field).response()
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        return Problem(error.status_code, "http", str(error.detail), headers=error.headers).response()
+        kind = "too-large" if error.status_code == 413 else "http"
+        return Problem(error.status_code, kind, str(error.detail), headers=error.headers).response()
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -10,13 +10,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, and_, insert, select
 
 from neuraverse.graph import check_graph
 from neuraverse.manifest import SkillManifest, digest_of
 from neuraverse.policy import output_name
-from neuraverse.registry.database import Database
+from neuraverse.registry.database import Database, notify
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.stores import Blob, Incoming
 from neuraverse.registry.tables import (
@@ -105,17 +104,14 @@ class Publisher:
 
     async def _take(self, new: Submission, here: Mapping[str, Blob]) -> bool:
         """Store what is not here, check everything, and enter it; whether it is new."""
-        arrived, used = await self._arrive(new, here), set[str]()
+        arrived = await self._arrive(new, here)
         try:
             for name, entry in new.manifest.files.items():
                 if name not in new.files:
                     await self._check(name, new, here[entry.sha256])
-            async with self._database.write() as db:
-                used.update(await record(db, arrived, self._vault.lease_until()))
-                created = await _enter(db, new)
-                await self._database.notify(db)
-        except BaseException:
-            await self._vault.drop(arrived)
+            created, used = await self._database.write(_enter, new, arrived, self._vault.lease_until())
+        except BaseException as error:
+            await self._vault.drop(arrived, error)
             raise
         await self._vault.drop(each for each in arrived if each.sha256 not in used)
         return created
@@ -127,24 +123,14 @@ class Publisher:
             for name, entry in new.manifest.files.items()
             if name in new.files and entry.sha256 not in here
         }
-        arrived: list[Incoming] = []
-
-        async def store() -> None:
-            coming = (self._vault.store.receive_bytes(*each) for each in fresh.items())
-            results = await asyncio.gather(*coming, return_exceptions=True)
-            arrived.extend(each for each in results if isinstance(each, Incoming))
-            for each in results:
-                if isinstance(each, BaseException):
-                    raise each
-            await self._vault.store.seal(arrived)
-
-        checked, stored = await asyncio.gather(
-            asyncio.to_thread(_check_all, new), store(), return_exceptions=True
+        checked, arrived = await asyncio.gather(
+            asyncio.to_thread(_check_all, new), self._vault.store.keep(fresh), return_exceptions=True
         )
-        for error in (checked, stored):
-            if isinstance(error, BaseException):
-                await self._vault.drop(arrived)
-                raise error
+        if isinstance(arrived, BaseException):
+            raise arrived
+        if isinstance(checked, BaseException):
+            await self._vault.drop(arrived)
+            raise checked
         return arrived
 
     async def _here(self, new: Submission, *, afresh: bool = False) -> dict[str, Blob]:
@@ -154,11 +140,7 @@ class Publisher:
             new: The publish.
             afresh: Count those that came along as not here.
         """
-        wanted = [entry.sha256 for entry in new.manifest.files.values()]
-        async with self._database.read() as db:
-            query = select(blobs).where(blobs.c.sha256.in_(wanted), ~blobs.c.lost)
-            rows = list(await db.execute(query))
-        here = {row.sha256: Blob(sha256=row.sha256, size=row.size, key=row.key) for row in rows}
+        here = await self._database.read(_blobs, [entry.sha256 for entry in new.manifest.files.values()])
         for name, entry in new.manifest.files.items():
             if name in new.files:
                 if afresh:
@@ -269,76 +251,87 @@ def _checked(manifest: bytes, signature: bytes, public_key: bytes, files: Mappin
     )
 
 
-async def _enter(db: AsyncConnection, new: Submission) -> bool:
-    """Enter a version and its event; False if the same bytes were there.
+def _blobs(db: Connection, digests: Sequence[str]) -> dict[str, Blob]:
+    """Those that are here."""
+    rows = db.execute(select(blobs).where(blobs.c.sha256.in_(digests), ~blobs.c.lost))
+    return {row.sha256: Blob(sha256=row.sha256, size=row.size, key=row.key) for row in rows}
+
+
+def _enter(
+    db: Connection, new: Submission, arrived: Sequence[Incoming], lease_until: str
+) -> tuple[bool, list[str]]:
+    """Enter blobs, a version and its event.
+
+    Returns:
+        Whether the version is new: False if the same bytes were there; and the digests of new blobs.
 
     Raises:
         Problem: 403 the organisation belongs to another key, 409 the version is taken by other bytes, 422 a
             blob or a parent does not exist.
     """
     manifest = new.manifest
-    org_id = await _bind_org(db, new)
-    skill_id = await db.scalar(select(skills.c.id).where(skills.c.name == manifest.name))
-    if skill_id is None:
-        skill_id = await _add(db, skills, org_id=org_id, name=manifest.name, created_at=now())
-    here = and_(versions.c.skill_id == skill_id, versions.c.version == manifest.version)
-    taken = await db.scalar(select(versions.c.digest).where(here))
-    if taken == new.digest:
-        return False
-    if taken is not None:
+    used = record(db, arrived, lease_until)
+    org_id = _bind_org(db, new)
+    same = and_(versions.c.skill_id == skills.c.id, versions.c.version == manifest.version)
+    query = select(skills.c.id, versions.c.digest).outerjoin(versions, same)
+    known = db.execute(query.where(skills.c.name == manifest.name)).one_or_none()
+    if known is not None and known.digest == new.digest:
+        return False, used
+    if known is not None and known.digest is not None:
         raise Problem(
             409,
             "version-taken",
-            f"{manifest.ref} is published already, as {taken}",
+            f"{manifest.ref} is published already, as {known.digest}",
             remedy="a version is never reused; publish under a higher one",
             field="version",
         )
-    await _hold(db, manifest)
-    parents = await _parents(db, manifest.parents)
-    version_id = await _add(db, versions, **_version_row(skill_id, new))
-    await db.execute(
-        insert(manifests).values(version_id=version_id, manifest=new.data, signature=new.signature)
+    skill_id = (
+        _add(db, skills, org_id=org_id, name=manifest.name, created_at=now()) if known is None else known.id
     )
+    _hold(db, manifest, used)
+    parents = _parents(db, manifest.parents)
+    version_id = _add(db, versions, **_version_row(skill_id, new))
+    db.execute(insert(manifests).values(version_id=version_id, manifest=new.data, signature=new.signature))
     files = [
         {"version_id": version_id, "name": name, "sha256": entry.sha256, "size": entry.size}
         for name, entry in manifest.files.items()
     ]
-    await db.execute(insert(version_files), files)
+    db.execute(insert(version_files), files)
     for parent_id in parents:
-        await db.execute(insert(lineage).values(child_id=version_id, parent_id=parent_id))
+        db.execute(insert(lineage).values(child_id=version_id, parent_id=parent_id))
     data = {"parents": list(manifest.parents), "interface": manifest.interface.digest()}
-    await tell(db, org_id, "published", manifest.name, manifest.version, new.digest, new.fingerprint, data)
-    return True
+    tell(db, org_id, "published", manifest.name, manifest.version, new.digest, new.fingerprint, data)
+    notify(db)
+    return True, used
 
 
-async def _hold(db: AsyncConnection, manifest: SkillManifest) -> None:
+def _hold(db: Connection, manifest: SkillManifest, new: Sequence[str]) -> None:
     """All blobs must still be here: the collector may have come since they were looked at."""
-    entries = manifest.files
-    wanted = {entry.sha256 for entry in entries.values()}
-    query = select(blobs.c.sha256).where(blobs.c.sha256.in_(wanted), ~blobs.c.lost)
-    found = set(await db.scalars(query))
-    for name, entry in entries.items():
-        if entry.sha256 not in found:
+    wanted = {entry.sha256 for entry in manifest.files.values()}.difference(new)
+    found = _blobs(db, list(wanted)) if wanted else {}
+    for name, entry in manifest.files.items():
+        if entry.sha256 in wanted and entry.sha256 not in found:
             raise missing_blob(name, entry.sha256)
 
 
-async def _add(db: AsyncConnection, table: Any, **values: Any) -> int:
-    key = (await db.execute(insert(table).values(values))).inserted_primary_key
+def _add(db: Connection, table: Any, **values: Any) -> int:
+    key = db.execute(insert(table).values(values)).inserted_primary_key
     assert key is not None
     return int(key[0])
 
 
-async def _bind_org(db: AsyncConnection, new: Submission) -> int:
+def _bind_org(db: Connection, new: Submission) -> int:
     """The organisation's id. The first key that publishes under a name owns it."""
     org = new.manifest.org
-    org_id = await db.scalar(select(orgs.c.id).where(orgs.c.name == org))
-    if org_id is None:
-        org_id = await _add(db, orgs, name=org, created_at=now())
+    mine = and_(publisher_keys.c.org_id == orgs.c.id, publisher_keys.c.fingerprint == new.fingerprint)
+    query = select(orgs.c.id, publisher_keys.c.fingerprint).outerjoin(publisher_keys, mine)
+    known = db.execute(query.where(orgs.c.name == org)).one_or_none()
+    if known is None:
+        org_id = _add(db, orgs, name=org, created_at=now())
         key = {"org_id": org_id, "fingerprint": new.fingerprint, "pem": new.pem, "created_at": now()}
-        await db.execute(insert(publisher_keys).values(key))
+        db.execute(insert(publisher_keys).values(key))
         return org_id
-    mine = and_(publisher_keys.c.org_id == org_id, publisher_keys.c.fingerprint == new.fingerprint)
-    if await db.scalar(select(publisher_keys.c.fingerprint).where(mine)) is None:
+    if known.fingerprint is None:
         raise Problem(
             403,
             "not-your-org",
@@ -346,12 +339,14 @@ async def _bind_org(db: AsyncConnection, new: Submission) -> int:
             remedy="sign with the organisation's key, or publish under a name of your own",
             field="signature",
         )
-    return int(org_id)
+    return int(known.id)
 
 
-async def _parents(db: AsyncConnection, digests: Sequence[str]) -> list[int]:
+def _parents(db: Connection, digests: Sequence[str]) -> list[int]:
+    if not digests:
+        return []
     query = select(versions.c.digest, versions.c.id).where(versions.c.digest.in_(digests))
-    known = {row.digest: row.id for row in await db.execute(query)}
+    known = {row.digest: row.id for row in db.execute(query)}
     missing = [d for d in digests if d not in known]
     if missing:
         raise Problem(
@@ -389,8 +384,8 @@ def _version_row(skill_id: int, new: Submission) -> dict[str, Any]:
     }
 
 
-async def tell(
-    db: AsyncConnection,
+def tell(
+    db: Connection,
     org_id: int,
     kind: str,
     name: str,
@@ -401,4 +396,4 @@ async def tell(
 ) -> int:
     """Add an event; its id."""
     row = {"org_id": org_id, "type": kind, "name": name, "version": version, "digest": digest}
-    return await _add(db, events, **row, at=now(), by=by, data=dict(data))
+    return _add(db, events, **row, at=now(), by=by, data=dict(data))

@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, Row, func, select, update
 
 from neuraverse.manifest import SkillManifest, digest_of
 from neuraverse.registry.tables import blobs, lineage, manifests, skills, version_files, versions
 
 if TYPE_CHECKING:
     from neuraverse.registry.service import Registry
+
+_BATCH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,30 +65,24 @@ async def check(
     Raises:
         StorageError: The store fails.
     """
-    async with registry.database.read() as db:
-        total = int(await db.scalar(select(func.count()).select_from(blobs)) or 0)
+    total = await registry.database.read(_count)
     faults: list[Fault] = []
     count = size = 0
     after = ""
     while True:
-        async with registry.database.read() as db:
-            query = select(blobs).where(blobs.c.sha256 > after).order_by(blobs.c.sha256).limit(100)
-            rows = list(await db.execute(query))
+        rows = await registry.database.read(_some, after)
         if not rows:
             break
         for row in rows:
             detail = await _wrong(registry, row.key, row.sha256, row.size)
             if detail is None and row.lost and repair:
-                await _mark(registry, row.sha256, lost=False)
-            if detail is not None and await _still_there(registry, row.sha256, row.key):
+                await registry.database.write(_mark, row.sha256, lost=False)
+            if detail is not None and await registry.database.read(_is_at, row.sha256, row.key):
                 kind = "missing" if detail.startswith("there is no") else "rotten"
-                faults.append(
-                    Fault(
-                        kind=kind, what=row.sha256, detail=detail, versions=await _users(registry, row.sha256)
-                    )
-                )
+                users = await registry.database.read(_users, row.sha256)
+                faults.append(Fault(kind=kind, what=row.sha256, detail=detail, versions=users))
                 if repair:
-                    await _mark(registry, row.sha256, lost=True)
+                    await registry.database.write(_mark, row.sha256, lost=True)
                     if kind == "rotten":
                         await registry.store.quarantine(row.key)
             count += 1
@@ -110,22 +106,30 @@ async def _wrong(registry: Registry, key: str, sha256: str, size: int) -> str | 
     return None if actual.hexdigest() == sha256 else f"{key} has the SHA-256 {actual.hexdigest()}"
 
 
-async def _still_there(registry: Registry, sha256: str, key: str) -> bool:
+def _count(db: Connection) -> int:
+    return int(db.scalar(select(func.count()).select_from(blobs)) or 0)
+
+
+def _some(db: Connection, after: str) -> list[Row[Any]]:
+    """The next blobs in the order of their digests."""
+    return list(
+        db.execute(select(blobs).where(blobs.c.sha256 > after).order_by(blobs.c.sha256).limit(_BATCH))
+    )
+
+
+def _is_at(db: Connection, sha256: str, key: str) -> bool:
     """Whether the row is as it was read; the collector or a new upload may have come in between."""
-    async with registry.database.read() as db:
-        return await db.scalar(select(blobs.c.key).where(blobs.c.sha256 == sha256)) == key
+    return db.scalar(select(blobs.c.key).where(blobs.c.sha256 == sha256)) == key
 
 
-async def _mark(registry: Registry, sha256: str, *, lost: bool) -> None:
-    async with registry.database.write() as db:
-        await db.execute(update(blobs).where(blobs.c.sha256 == sha256).values(lost=lost))
+def _mark(db: Connection, sha256: str, *, lost: bool) -> None:
+    db.execute(update(blobs).where(blobs.c.sha256 == sha256).values(lost=lost))
 
 
-async def _users(registry: Registry, sha256: str) -> tuple[str, ...]:
+def _users(db: Connection, sha256: str) -> tuple[str, ...]:
     query = select(skills.c.name, versions.c.version).join_from(skills, versions).join(version_files)
-    async with registry.database.read() as db:
-        rows = await db.execute(query.where(version_files.c.sha256 == sha256).limit(20))
-        return tuple(f"{row.name}@{row.version}" for row in rows)
+    rows = db.execute(query.where(version_files.c.sha256 == sha256).limit(20))
+    return tuple(f"{row.name}@{row.version}" for row in rows)
 
 
 async def _documents(registry: Registry) -> tuple[int, list[Fault]]:
@@ -133,26 +137,30 @@ async def _documents(registry: Registry) -> tuple[int, list[Fault]]:
     faults: list[Fault] = []
     count, after = 0, 0
     while True:
-        async with registry.database.read() as db:
-            query = select(
-                versions.c.id, versions.c.version, versions.c.digest, skills.c.name, manifests.c.manifest
-            )
-            query = query.join_from(versions, skills).join(manifests).where(versions.c.id > after)
-            rows = list(await db.execute(query.order_by(versions.c.id).limit(100)))
-            for row in rows:
-                ref = f"{row.name}@{row.version}"
-                wanted = version_files.c.version_id == row.id
-                files = {f.name: f.sha256 for f in await db.execute(select(version_files).where(wanted))}
-                up = select(versions.c.digest).join(lineage, lineage.c.parent_id == versions.c.id)
-                parents = set(await db.scalars(up.where(lineage.c.child_id == row.id)))
-                faults += [
-                    Fault(kind="manifest", what=ref, detail=detail)
-                    for detail in _differs(bytes(row.manifest), row.digest, ref, files, parents)
-                ]
-        if not rows:
+        looked, wrong, after = await registry.database.read(_compared, after)
+        if not looked:
             return count, faults
-        count += len(rows)
-        after = rows[-1].id
+        faults += wrong
+        count += looked
+
+
+def _compared(db: Connection, after: int) -> tuple[int, list[Fault], int]:
+    """The next versions: how many, what is wrong with them, and the id of the last."""
+    query = select(versions.c.id, versions.c.version, versions.c.digest, skills.c.name, manifests.c.manifest)
+    query = query.join_from(versions, skills).join(manifests).where(versions.c.id > after)
+    faults, count = [], 0
+    for row in list(db.execute(query.order_by(versions.c.id).limit(_BATCH))):
+        ref = f"{row.name}@{row.version}"
+        wanted = version_files.c.version_id == row.id
+        files = {f.name: f.sha256 for f in db.execute(select(version_files).where(wanted))}
+        up = select(versions.c.digest).join(lineage, lineage.c.parent_id == versions.c.id)
+        parents = set(db.scalars(up.where(lineage.c.child_id == row.id)))
+        faults += [
+            Fault(kind="manifest", what=ref, detail=detail)
+            for detail in _differs(bytes(row.manifest), row.digest, ref, files, parents)
+        ]
+        count, after = count + 1, row.id
+    return count, faults, after
 
 
 def _differs(data: bytes, digest: str, ref: str, files: dict[str, str], parents: set[str]) -> list[str]:

@@ -165,36 +165,62 @@ class Server(uvicorn.Server):
 
 
 class Protocol(H11Protocol):
-    """uvicorn's HTTP, with a limit on how long a client may take over its request line and headers."""
+    """uvicorn's HTTP, with limits on how long a client may take where no route is waiting for it.
+
+    That is over its request line and headers, and over a body whose request has been answered already.
+    """
 
     waited_s = 30.0
+    bytes_per_s = 1024.0
 
     def connection_made(self, transport: Any) -> None:
         """Start the clock."""
         super().connection_made(transport)
         self._clock: asyncio.TimerHandle | None = None
+        self._unread = 0
         self._watch()
 
     def data_received(self, data: bytes) -> None:
         """Stop the clock when a request is whole; uvicorn's own runs between requests."""
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE and self._clock is not None:
-            self._clock.cancel()
-            self._clock = None
-        elif self.conn.their_state is h11.IDLE and self._clock is None and data:
+        if self._unwanted():
+            self._unread += len(data)
+        elif self.conn.their_state is not h11.IDLE:
+            self._stop()
+        elif self._clock is None and data:
             self._watch()  # the beginning of another request
+
+    def on_response_complete(self) -> None:
+        """Start the clock if the body is still coming."""
+        super().on_response_complete()
+        if self._unwanted():
+            self._unread = 0
+            self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
-        if self._clock is not None:
-            self._clock.cancel()
+        self._stop()
         super().connection_lost(exc)
 
+    def _unwanted(self) -> bool:
+        """Whether the client sends a body that nobody will read."""
+        return self.conn.their_state is h11.SEND_BODY and self.conn.our_state is not h11.SEND_RESPONSE
+
     def _watch(self) -> None:
+        self._stop()
         self._clock = self.loop.call_later(self.waited_s, self._give_up)
 
+    def _stop(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
     def _give_up(self) -> None:
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+        self._clock = None
+        if self._unwanted() and self._unread >= self.waited_s * self.bytes_per_s:
+            self._unread = 0
+            self._watch()
+        elif (self._unwanted() or self.conn.their_state is h11.IDLE) and not self.transport.is_closing():
             self.transport.close()
 
 
@@ -209,7 +235,11 @@ async def _run(
     await registry.open(serving=True)
     config = uvicorn.Config(
         app,
-        http=type("Protocol", (Protocol,), {"waited_s": settings.body_idle_s}),
+        http=type(
+            "Protocol",
+            (Protocol,),
+            {"waited_s": settings.body_idle_s, "bytes_per_s": settings.body_bytes_per_s},
+        ),
         log_level="warning",
         access_log=False,
         server_header=False,

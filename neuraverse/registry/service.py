@@ -9,12 +9,11 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from neuraverse.errors import NeuraverseError
-from neuraverse.registry.changes import Changes
+from neuraverse.registry import changes
 from neuraverse.registry.collect import collect
 from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database
 from neuraverse.registry.feed import Feed
-from neuraverse.registry.index import Index
 from neuraverse.registry.publishing import Publisher, Submission, warm_up
 from neuraverse.registry.stores import Store
 from neuraverse.registry.vault import Vault
@@ -38,10 +37,8 @@ class Registry:
         self.database = Database(settings.database_url)
         self.store = open_store(settings)
         self.vault = Vault(self.database, self.store, settings)
-        self.index = Index(self.database)
         self.feed = Feed()
         self._publisher = Publisher(self.database, self.vault)
-        self._changes = Changes(self.database)
         self._collector: asyncio.Task[None] | None = None
         self._opened = False
 
@@ -102,8 +99,8 @@ class Registry:
         return new, created
 
     async def change(self, name: str, statement: str, signature: str) -> dict[str, Any]:
-        """Carry out a signed statement; see `Changes.apply`."""
-        done = await self._changes.apply(name, statement, signature)
+        """Carry out a signed statement; see `changes.apply`."""
+        done = await self.database.write(changes.apply, name, statement, signature)
         self.feed.wake()
         return done
 

@@ -6,8 +6,8 @@ import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import and_, delete, exists, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, select, update
+from sqlalchemy.exc import DBAPIError
 
 from neuraverse.errors import IntegrityError
 from neuraverse.registry.config import Settings
@@ -38,12 +38,7 @@ class Vault:
         Raises:
             Problem: 404 there is none, 410 only revoked versions hold it.
         """
-        held = select(versions.c.state).join(version_files).where(version_files.c.sha256 == sha256)
-        query = select(
-            blobs, exists(held).label("held"), exists(held.where(versions.c.state != REVOKED)).label("free")
-        ).where(blobs.c.sha256 == sha256)
-        async with self._database.read() as db:
-            row = (await db.execute(query)).one_or_none()
+        row = await self._database.read(_row, sha256)
         if row is None:
             raise Problem(404, "no-such-blob", f"there is no blob {sha256}")
         if row.held and not row.free:
@@ -54,15 +49,10 @@ class Vault:
 
     async def missing(self, digests: Sequence[str]) -> list[str]:
         """Those of the digests that are not here; what is here is kept for a while, to be published."""
-        enough = now(self._settings.grace_hours / 2)
-        async with self._database.read() as db:
-            query = select(blobs.c.sha256, blobs.c.lease_until).where(
-                blobs.c.sha256.in_(digests), ~blobs.c.lost
-            )
-            held = {row.sha256: row.lease_until for row in await db.execute(query)}
-        if any(until < enough for until in held.values()):
-            async with self._database.write() as db:  # and look again: the collector may have come between
-                held = dict.fromkeys(await _lease(db, digests, self.lease_until()))
+        held = await self._database.read(_leases, digests)
+        if any(until < now(self._settings.grace_hours / 2) for until in held.values()):
+            # And look again: the collector may have come between.
+            held = await self._database.write(_lease, digests, self.lease_until())
         return [d for d in dict.fromkeys(digests) if d not in held]
 
     async def put(self, sha256: str, body: AsyncIterator[bytes]) -> bool:
@@ -93,16 +83,22 @@ class Vault:
         """Make objects durable and blobs; the digests that are new. Copies of what was here are removed."""
         try:
             await self.store.seal(arrived)
-            async with self._database.write() as db:
-                new = await record(db, arrived, self.lease_until())
-        except BaseException:
-            await self.drop(arrived)
+            new = await self._database.write(record, arrived, self.lease_until())
+        except BaseException as error:
+            await self.drop(arrived, error)
             raise
         await self.drop(each for each in arrived if each.sha256 not in new)
         return new
 
-    async def drop(self, arrived: Iterable[Incoming]) -> None:
-        """Remove objects that did not become blobs."""
+    async def drop(self, arrived: Iterable[Incoming], error: BaseException | None = None) -> None:
+        """Remove objects that did not become blobs.
+
+        Args:
+            arrived: The objects.
+            error: Why. If it is that of a database, some may be blobs: they are left to the collector then.
+        """
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
+            return
         for each in arrived:
             await self.store.delete(each.key)
 
@@ -132,8 +128,7 @@ class Vault:
             "created_at": now(),
             "expires_at": now(self._settings.upload_hours),
         }
-        async with self._database.write() as db:
-            await db.execute(insert(uploads).values(row))
+        await self._database.write(_begin, row)
         return {"id": row["id"], "sha256": sha256, "size": size, "offset": 0, "expires": row["expires_at"]}
 
     async def progress(self, upload: str) -> dict[str, Any]:
@@ -142,8 +137,7 @@ class Vault:
         Raises:
             Problem: 404 unknown or expired.
         """
-        async with self._database.read() as db:
-            row = (await db.execute(select(uploads).where(uploads.c.id == upload))).one_or_none()
+        row = await self._database.read(_upload, upload)
         if row is None or row.expires_at <= now():
             raise Problem(
                 404, "no-such-upload", f"there is no upload {upload}, or it has expired", remedy="begin anew"
@@ -209,12 +203,10 @@ class Vault:
             Problem: 404, 409 bytes are missing.
             IntegrityError: The bytes have another digest; the upload is gone.
         """
-        async with self._database.read() as db:
-            known = and_(uploads.c.id == upload, blobs.c.sha256 == uploads.c.sha256)
-            done = await db.scalar(select(blobs.c.sha256).where(known))
+        done = await self._database.read(_finished, upload)
         if done is not None:
             await self.store.discard(upload)
-            return str(done), False
+            return done, False
         at = await self.progress(upload)
         if at["offset"] < at["size"]:
             raise Problem(
@@ -234,37 +226,78 @@ class Vault:
 
     async def abandon(self, upload: str) -> None:
         """Forget an upload."""
-        async with self._database.write() as db:
-            await db.execute(delete(uploads).where(uploads.c.id == upload))
+        await self._database.write(_forget, upload)
         await self.store.discard(upload)
 
-    async def usage(self) -> tuple[int, int]:
-        """How many blobs there are, and their bytes in total."""
-        async with self._database.read() as db:
-            row = (await db.execute(select(func.count(), func.coalesce(func.sum(blobs.c.size), 0)))).one()
-        return int(row[0]), int(row[1])
+
+def usage(db: Connection) -> dict[str, int]:
+    """How many blobs there are, and their bytes in total."""
+    row = db.execute(select(func.count(), func.coalesce(func.sum(blobs.c.size), 0))).one()
+    return {"blobs": int(row[0]), "blob_bytes": int(row[1])}
 
 
-async def record(db: AsyncConnection, arrived: Sequence[Incoming], lease_until: str) -> list[str]:
+def known_keys(db: Connection, keys: Sequence[str]) -> set[str]:
+    """Those that a row speaks of."""
+    return set(db.scalars(select(blobs.c.key).where(blobs.c.key.in_(keys))))
+
+
+def record(db: Connection, arrived: Sequence[Incoming], lease_until: str) -> list[str]:
     """Enter rows for objects that are durable; the digests that are new. What was lost is found again."""
-    held = await _lease(db, [each.sha256 for each in arrived], lease_until)
-    new: list[str] = []
-    for each in arrived:
-        if each.sha256 in held or each.sha256 in new:
-            continue
-        row = {"size": each.size, "key": each.key, "lease_until": lease_until, "lost": False}
-        healed = await db.execute(update(blobs).where(blobs.c.sha256 == each.sha256).values(row))
-        if not healed.rowcount:
-            await db.execute(insert(blobs).values(sha256=each.sha256, created_at=now(), **row))
-        new.append(each.sha256)
-    return new
+    coming = {each.sha256: each for each in arrived}
+    lost = {row.sha256: row.lost for row in db.execute(select(blobs).where(blobs.c.sha256.in_(coming)))}
+    new = [
+        {"sha256": sha256, "size": each.size, "key": each.key, "lease_until": lease_until, "lost": False}
+        for sha256, each in coming.items()
+        if lost.get(sha256, True)
+    ]
+    fresh = [row | {"created_at": now()} for row in new if row["sha256"] not in lost]
+    if fresh:
+        db.execute(insert(blobs), fresh)
+    for row in new:
+        if row["sha256"] in lost:
+            db.execute(update(blobs).where(blobs.c.sha256 == row["sha256"]).values(row))
+    if len(new) < len(coming):
+        _lease(db, list(coming), lease_until)
+    return [str(row["sha256"]) for row in new]
 
 
-async def _lease(db: AsyncConnection, digests: Sequence[str], until: str) -> set[str]:
+def _lease(db: Connection, digests: Sequence[str], until: str) -> dict[str, str]:
     """Keep those that are here until then; which those are."""
-    wanted = and_(blobs.c.sha256.in_(digests), ~blobs.c.lost)
-    held = set(await db.scalars(select(blobs.c.sha256).where(wanted)))
+    held = dict.fromkeys(_leases(db, digests), until)
     if held:
         later = and_(blobs.c.sha256.in_(held), blobs.c.lease_until < until)
-        await db.execute(update(blobs).where(later).values(lease_until=until))
+        db.execute(update(blobs).where(later).values(lease_until=until))
     return held
+
+
+def _leases(db: Connection, digests: Sequence[str]) -> dict[str, str]:
+    """Those that are here, and until when they are kept."""
+    query = select(blobs.c.sha256, blobs.c.lease_until).where(blobs.c.sha256.in_(digests), ~blobs.c.lost)
+    return {row.sha256: row.lease_until for row in db.execute(query)}
+
+
+def _row(db: Connection, sha256: str) -> Row[Any] | None:
+    """A blob, whether a version holds it, and whether one does that was not revoked."""
+    held = select(versions.c.state).join(version_files).where(version_files.c.sha256 == sha256)
+    query = select(
+        blobs, exists(held).label("held"), exists(held.where(versions.c.state != REVOKED)).label("free")
+    ).where(blobs.c.sha256 == sha256)
+    return db.execute(query).one_or_none()
+
+
+def _begin(db: Connection, row: dict[str, Any]) -> None:
+    db.execute(insert(uploads).values(row))
+
+
+def _upload(db: Connection, upload: str) -> Row[Any] | None:
+    return db.execute(select(uploads).where(uploads.c.id == upload)).one_or_none()
+
+
+def _finished(db: Connection, upload: str) -> str | None:
+    """The digest of an upload whose blob is here."""
+    known = and_(uploads.c.id == upload, blobs.c.sha256 == uploads.c.sha256)
+    return db.scalar(select(blobs.c.sha256).where(known))
+
+
+def _forget(db: Connection, upload: str) -> None:
+    db.execute(delete(uploads).where(uploads.c.id == upload))

@@ -71,7 +71,8 @@ def test_verify(neuraverse, as_json, cached):
 )
 def test_prune(neuraverse, as_json, cached, words, gone):
     expected = [f"{NAME}@{version}" for version in gone]
-    would = as_json("cache", "prune", *words, "--dry")
+    would = as_json("cache", "prune", *words, "--dry-run")
+    assert would["dry_run"] is True
     assert [each["skill"] for each in would["removed"]] == expected
     assert len(as_json("cache", "list")) == 2
     done = as_json("cache", "prune", *words)

@@ -130,7 +130,7 @@ def test_head_says_how_long_it_is(stored):
 @pytest.mark.storages
 @pytest.mark.parametrize("chunked", [False, True])
 def test_fault_13_too_large_is_refused_however_it_comes(api, problem, monkeypatch, chunked):
-    monkeypatch.setattr(bodies, "MAX_JSON_BYTES", 1000)
+    monkeypatch.setitem(bodies._LIMITS, "/v1/skills", 1000)
     body = b"x" * 2000
     answer = api.post("/v1/skills", content=iter([body[:900], body[900:]]) if chunked else body)
     assert "larger than the limit" in problem(answer, 413)["detail"]
@@ -239,9 +239,9 @@ def test_fault_03_a_publish_flushes_before_it_commits(local_api, tiny_skill, pub
         order.append(os.readlink(f"/proc/self/fd/{descriptor}").rsplit("/", 1)[-1].partition(".")[0])
         fsync(descriptor)
 
-    async def spy_enter(db, new):
+    def spy_enter(*args):
         order.append("row")
-        return await enter(db, new)
+        return enter(*args)
 
     monkeypatch.setattr(os, "fsync", spy)
     monkeypatch.setattr(publishing, "_enter", spy_enter)

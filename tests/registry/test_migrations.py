@@ -20,12 +20,10 @@ from tests.registry.test_publish import TAR, parcel
 async def looked_at(settings, look):
     """What `look(connection)` finds in the database."""
     database = Database(settings.database_url)
-    engine = database._connectable()
     try:
-        async with engine.connect() as db:
-            return await db.run_sync(look)
+        return await database.read(look)
     finally:
-        await engine.dispose()
+        await database.close()
 
 
 def migrate(settings, revision):

@@ -84,8 +84,8 @@ def test_an_id_that_could_forge_a_log_is_not_kept(local_api):
 
 
 @pytest.fixture
-def impatient(tmp_path):
-    with background(Settings.load(data=tmp_path / "live", body_idle_s=1.0)) as address:
+def impatient(settings):
+    with background(settings.model_copy(update={"body_idle_s": 1.0})) as address:
         yield address
 
 
@@ -94,6 +94,7 @@ def connect(url):
     return socket.create_connection((host, int(port)), timeout=20)
 
 
+@pytest.mark.storages
 def test_fault_12_slow_headers_and_bodies_are_closed_and_others_served(impatient):
     """Hundreds of slow clients; an honest one is served all the while."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

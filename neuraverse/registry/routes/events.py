@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from neuraverse.registry.feed import sse, wait
+from neuraverse.registry import index
+from neuraverse.registry.feed import Event, sse, wait
 from neuraverse.registry.limits import MAX_EVENTS, MAX_WAIT_S
 from neuraverse.registry.routes.fields import Cursor, refusals
 from neuraverse.registry.service import Registry
@@ -15,11 +16,14 @@ from neuraverse.registry.service import Registry
 
 def router(registry: Registry) -> APIRouter:
     """The routes."""
-    api, feed, index = APIRouter(tags=["events"]), registry.feed, registry.index
+    api, feed = APIRouter(tags=["events"]), registry.feed
+
+    async def read(after: int, limit: int = MAX_EVENTS) -> list[Event]:
+        return await registry.database.read(index.events_behind, after, limit)
 
     async def start(after: int | None) -> tuple[int, bool]:
         """The cursor to read from, and whether the given one is not of this registry's past."""
-        head = await index.head()
+        head = await registry.database.read(index.head)
         if after is None:
             return head, False
         return (head, True) if after > head else (after, False)
@@ -36,10 +40,10 @@ def router(registry: Registry) -> APIRouter:
         """
         ticket = feed.ticket()
         cursor, reset = await start(after)
-        found = await index.events(cursor, limit)
+        found = await read(cursor, limit)
         if not found and not reset and after is not None and seconds and not feed.closed:
             await wait(ticket, seconds)
-            found = await index.events(cursor, limit)
+            found = await read(cursor, limit)
         answer: dict[str, Any] = {
             "events": found,
             "next": found[-1]["id"] if found else cursor,
@@ -62,7 +66,7 @@ def router(registry: Registry) -> APIRouter:
             after = int(last)
         cursor, reset = await start(after)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        body = sse(feed, lambda seen: index.events(seen, MAX_EVENTS), cursor, reset=reset)
+        body = sse(feed, read, cursor, reset=reset)
         return StreamingResponse(body, media_type="text/event-stream", headers=headers)
 
     return api

@@ -10,9 +10,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import neuraverse
 from neuraverse.errors import StorageError
+from neuraverse.registry import index
 from neuraverse.registry.metrics import Metrics
 from neuraverse.registry.routes.fields import refusals
 from neuraverse.registry.service import Registry
+from neuraverse.registry.vault import usage
 
 _PROBE_S = 5.0
 
@@ -30,7 +32,10 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     async def ready() -> JSONResponse:
         """Whether database and store can be used; send no requests if not."""
         failures: dict[str, str] = {}
-        for name, ask in (("database", registry.index.head), ("store", registry.store.probe)):
+        for name, ask in (
+            ("database", lambda: registry.database.read(index.head)),
+            ("store", registry.store.probe),
+        ):
             try:
                 async with asyncio.timeout(_PROBE_S):
                     await ask()
@@ -42,8 +47,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus() -> Response:
         """Counters for Prometheus."""
-        blobs, size = await registry.vault.usage()
-        counts = await registry.index.counts() | {"blobs": blobs, "blob_bytes": size}
+        counts = await registry.database.read(index.counts) | await registry.database.read(usage)
         return Response(metrics.render(counts), media_type="text/plain; version=0.0.4")
 
     return api

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -13,18 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from neuraverse import archive
 from neuraverse.keys import MAX_KEY_BYTES
 from neuraverse.manifest import BLOBS, MAX_MANIFEST_BYTES
-from neuraverse.registry.bodies import PARCEL
+from neuraverse.registry import index
+from neuraverse.registry.bodies import PARCEL, few_texts
 from neuraverse.registry.compare import difference, graph
 from neuraverse.registry.files import immutable_headers, not_modified
-from neuraverse.registry.limits import MAX_PAGE, MAX_QUERY_CHARACTERS
+from neuraverse.registry.limits import MAX_PAGE, MAX_QUERY_CHARACTERS, MAX_SHOWN
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.routes.fields import LABEL, Alias, Hex, Label, Which, refusals
 from neuraverse.registry.service import Registry
+from neuraverse.registry.stores import Blob
 from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE
 
 PUBLIC_KEY = "public.pem"
 _FRESH = {"Cache-Control": "no-cache"}
-_PIECE_BYTES = 256 << 10
 
 
 class Publish(BaseModel):
@@ -104,13 +104,13 @@ def _add_find(api: APIRouter, registry: Registry) -> None:
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
     ) -> JSONResponse:
         """Skills by name, each with its latest version; `q` are words that must all occur."""
-        found, following = await registry.index.search(q.replace("\0", " "), cursor, limit)
+        found, following = await registry.database.read(index.search, q.replace("\0", " "), cursor, limit)
         return JSONResponse({"skills": found, "next": following}, headers=_FRESH)
 
     @api.get("/v1/skills/{org}/{name}", responses=refusals(404))
     async def describe(org: Label, name: Label) -> JSONResponse:
         """Versions, the latest first, and aliases."""
-        return JSONResponse(await registry.index.describe(f"{org}/{name}"), headers=_FRESH)
+        return JSONResponse(await registry.database.read(index.describe, f"{org}/{name}"), headers=_FRESH)
 
     @api.get("/v1/skills/{org}/{name}/diff", responses=refusals(404, 409, 410))
     async def diff(
@@ -120,22 +120,26 @@ def _add_find(api: APIRouter, registry: Registry) -> None:
         new: Annotated[str, Query(alias="to", max_length=128, examples=["1.1.0"])],
     ) -> JSONResponse:
         """What differs between two versions: interface, evaluation, training, files."""
-        return JSONResponse(await difference(registry.database, f"{org}/{name}", old, new), headers=_FRESH)
+        return JSONResponse(
+            await registry.database.read(difference, f"{org}/{name}", old, new), headers=_FRESH
+        )
 
     @api.get("/v1/skills/{org}/{name}/aliases/{alias}", responses=refusals(404))
     async def alias(org: Label, name: Label, alias: Alias) -> JSONResponse:
         """What an alias means, and how it has moved: when, and signed by whom."""
-        return JSONResponse(await registry.index.alias(f"{org}/{name}", alias), headers=_FRESH)
+        return JSONResponse(await registry.database.read(index.alias, f"{org}/{name}", alias), headers=_FRESH)
 
     @api.get("/v1/skills/{org}/{name}/{version}", responses=refusals(404, 409, 410))
     async def resolve(org: Label, name: Label, version: Which) -> JSONResponse:
         """The digest behind a version, a range, an alias or `latest`, with its lineage."""
-        return JSONResponse(await registry.index.find(f"{org}/{name}", version), headers=_FRESH)
+        return JSONResponse(
+            await registry.database.read(index.find, f"{org}/{name}", version), headers=_FRESH
+        )
 
     @api.get("/v1/skills/{org}/{name}/{version}/lineage", responses=refusals(404, 409, 410))
     async def lineage(org: Label, name: Label, version: Which) -> JSONResponse:
         """Its ancestors and descendants as a graph."""
-        return JSONResponse(await graph(registry.database, f"{org}/{name}", version), headers=_FRESH)
+        return JSONResponse(await registry.database.read(graph, f"{org}/{name}", version), headers=_FRESH)
 
 
 def _add_archive(api: APIRouter, registry: Registry) -> None:
@@ -148,7 +152,7 @@ def _add_archive(api: APIRouter, registry: Registry) -> None:
     )
     async def whole(request: Request, org: Label, name: Label, version: Which) -> Response:
         """All of a skill in one answer: ``curl … | tar x`` gives its folder."""
-        found = await registry.index.files(f"{org}/{name}", version)
+        found = await registry.database.read(index.files, f"{org}/{name}", version)
         tag = f"{found.digest.removeprefix('sha256:')}-tar"
         headers = _FRESH | {"ETag": f'"{tag}"', "Neuraverse-Digest": found.digest}
         if found.warnings:
@@ -160,35 +164,18 @@ def _add_archive(api: APIRouter, registry: Registry) -> None:
         sizes = [len(data) for data in documents.values()] + [blob.size for blob in blobs.values()]
         headers["Content-Length"] = str(archive.total(sizes))
 
-        async def body() -> AsyncIterator[bytes]:
-            yield b"".join(
-                archive.header(entry, len(data)) + data + archive.padding(len(data))
-                for entry, data in documents.items()
-            )
-            for entry, blob in blobs.items():
-                yield archive.header(entry, blob.size)
-                async for chunk in registry.store.read(blob.key, 0, blob.size):
-                    yield chunk
-                yield archive.padding(blob.size)
-            yield archive.END
-
-        return StreamingResponse(_gathered(body()), media_type=PARCEL, headers=headers)
-
-
-async def _gathered(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in pieces of some size: each one that is sent costs a turn of the event loop."""
-    buffer = bytearray()
-    async for part in parts:
-        buffer += part
-        if len(buffer) >= _PIECE_BYTES:
-            yield bytes(buffer)
-            buffer.clear()
-    yield bytes(buffer)
+        parts: list[bytes | Blob] = []
+        for entry, data in documents.items():
+            parts += archive.header(entry, len(data)), data, archive.padding(len(data))
+        for entry, blob in blobs.items():
+            parts += archive.header(entry, blob.size), blob, archive.padding(blob.size)
+        parts.append(archive.END)
+        return StreamingResponse(registry.store.concat(parts), media_type=PARCEL, headers=headers)
 
 
 def _add_documents(api: APIRouter, registry: Registry) -> None:
     async def document(request: Request, digest: str, kind: str) -> Response:
-        data = await registry.index.document(f"sha256:{digest}", kind)
+        data = await registry.database.read(index.document, f"sha256:{digest}", kind)
         # One manifest may have been signed twice, so the tag of a signature says more than the digest.
         tag = digest if kind == "manifest" else f"{digest}-{kind}"
         if not_modified(request, tag):
@@ -216,17 +203,19 @@ def _add_documents(api: APIRouter, registry: Registry) -> None:
     @api.get("/v1/orgs/{org}/key", response_class=Response, responses={200: pem, **refusals(404)})
     async def key(org: Label) -> Response:
         """The public keys that an organisation publishes with, as PEM."""
-        text = "".join(await registry.index.keys(org))
+        text = "".join(await registry.database.read(index.keys, org))
         return Response(text, media_type="application/x-pem-file", headers=_FRESH)
 
 
 def _json(body: bytes) -> Publish:
     """Read a JSON body as FastAPI does; it cannot do so where a route also takes another type."""
+    if not few_texts(body):
+        raise Problem(422, "invalid", f"the body is more than an object of {', '.join(Publish.model_fields)}")
     try:
         return Publish.model_validate_json(body, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = ".".join(str(part) for part in first["loc"])[:MAX_SHOWN]
         raise Problem(
             422, "invalid", f"body field {field!r}: {first['msg']}" if field else first["msg"], field=field
         ) from error

@@ -8,7 +8,7 @@ registry is said by a row of ``blobs``, which is written after they are durable.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -78,11 +78,11 @@ class Store(Protocol):
     async def receive(self, sha256: str, body: AsyncIterator[bytes]) -> Incoming:
         """Take a stream in under a new key for `sha256`; the digest found is in the answer."""
 
-    async def receive_bytes(self, sha256: str, data: bytes) -> Incoming:
-        """The same for bytes in memory, whose digest the caller has checked."""
-
-    async def seal(self, arrived: Iterable[Incoming]) -> None:
+    async def seal(self, arrived: Sequence[Incoming]) -> None:
         """Make them durable, all at once."""
+
+    async def keep(self, files: Mapping[str, bytes]) -> list[Incoming]:
+        """Take in bytes in memory by their digest, which the caller has checked; durable, all or none."""
 
     async def delete(self, key: str) -> None:
         """Remove an object; one that is gone is no error."""
@@ -92,6 +92,9 @@ class Store(Protocol):
 
     def read(self, key: str, start: int, stop: int) -> AsyncIterator[bytes]:
         """Its bytes from `start` up to `stop`."""
+
+    def concat(self, parts: Sequence[bytes | Blob]) -> AsyncIterator[bytes]:
+        """Bytes and whole objects, one after the other."""
 
     def local(self, key: str) -> Path | None:
         """Its path, if it is a file on this machine."""

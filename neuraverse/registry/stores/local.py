@@ -17,13 +17,13 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from neuraverse.errors import StorageError
-from neuraverse.registry.stores import Incoming, Stored, new_key
+from neuraverse.registry.stores import Blob, Incoming, Stored, new_key
 from neuraverse.storage import disk_errors, sync_folder
 
 T = TypeVar("T")
@@ -78,15 +78,25 @@ class LocalStore:
             found, size = await _write(descriptor, body)
         return Incoming(key=key, sha256=found, size=size)
 
-    async def receive_bytes(self, sha256: str, data: bytes) -> Incoming:
-        key = new_key(sha256)
+    async def keep(self, files: Mapping[str, bytes]) -> list[Incoming]:
+        made = [
+            Incoming(key=new_key(sha256), sha256=sha256, size=len(data)) for sha256, data in files.items()
+        ]
 
-        def write() -> None:
-            with self._new(self._root / key) as descriptor:
-                _write_all(descriptor, data)
+        def write(each: Incoming) -> None:
+            with self._new(self._root / each.key) as descriptor:
+                _write_all(descriptor, files[each.sha256])
+                os.fsync(descriptor)
 
-        await asyncio.to_thread(write)
-        return Incoming(key=key, sha256=sha256, size=len(data))
+        loop = asyncio.get_running_loop()
+        try:
+            await _all([loop.run_in_executor(self._flushers, write, each) for each in made])
+            await self._seal_folders(made)
+        except BaseException:
+            for each in made:
+                await self.delete(each.key)
+            raise
+        return made
 
     @contextlib.contextmanager
     def _new(self, path: Path) -> Iterator[int]:
@@ -101,13 +111,17 @@ class LocalStore:
             finally:
                 os.close(descriptor)
 
-    async def seal(self, arrived: Iterable[Incoming]) -> None:
-        paths = [self._root / each.key for each in arrived]
-        targets = [*paths, *{path.parent for path in paths}]
+    async def seal(self, arrived: Sequence[Incoming]) -> None:
+        await self._flush(self._root / each.key for each in arrived)
+        await self._seal_folders(arrived)
+
+    async def _seal_folders(self, arrived: Sequence[Incoming]) -> None:
+        await self._flush({(self._root / each.key).parent for each in arrived})
+
+    async def _flush(self, paths: Iterable[Path]) -> None:
         loop = asyncio.get_running_loop()
         with disk_errors("flush", self._root):
-            waiting = [loop.run_in_executor(self._flushers, sync_folder, path) for path in targets]
-            await _all(waiting)
+            await _all([loop.run_in_executor(self._flushers, sync_folder, path) for path in paths])
 
     async def delete(self, key: str) -> None:
         path = self._root / key
@@ -131,13 +145,40 @@ class LocalStore:
                 while start < stop:
                     data = await off_loop(os.pread, descriptor, min(_BUFFER_BYTES, stop - start), start)
                     if not data:
-                        raise StorageError(
-                            f"{path} is shorter than it was", remedy="run `neuraverse registry check`"
-                        )
+                        raise _short(path)
                     start += len(data)
                     yield data
             finally:
                 os.close(descriptor)
+
+    async def concat(self, parts: Sequence[bytes | Blob]) -> AsyncIterator[bytes]:
+        pieces = self._pieces(parts)
+        try:
+            while data := await off_loop(next, pieces, b""):
+                yield data
+        finally:
+            pieces.close()
+
+    def _pieces(self, parts: Sequence[bytes | Blob]) -> Generator[bytes]:
+        """The same, small objects put together: each piece costs a turn of the event loop."""
+        buffer = bytearray()
+        for part in parts:
+            for data in [part] if isinstance(part, bytes) else self._chunks(part):
+                buffer += data
+                if len(buffer) >= _BUFFER_BYTES:
+                    yield bytes(buffer)
+                    buffer.clear()
+        yield bytes(buffer)
+
+    def _chunks(self, blob: Blob) -> Iterator[bytes]:
+        path, left = self._root / blob.key, blob.size
+        with disk_errors("read", path), path.open("rb", buffering=0) as file:
+            while left:
+                data = file.read(min(_BUFFER_BYTES, left))
+                if not data:
+                    raise _short(path)
+                left -= len(data)
+                yield data
 
     def local(self, key: str) -> Path | None:
         return self._root / key
@@ -202,6 +243,10 @@ class LocalStore:
         path = self._incoming / upload
         with disk_errors("remove", path):
             await asyncio.to_thread(path.unlink, missing_ok=True)
+
+
+def _short(path: Path) -> StorageError:
+    return StorageError(f"{path} is shorter than it was", remedy="run `neuraverse registry check`")
 
 
 def _write_all(descriptor: int, data: bytes | bytearray) -> None:

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from obstore.exceptions import BaseError
 
 from neuraverse.errors import ConfigError, StorageError
 from neuraverse.registry.limits import MIB
-from neuraverse.registry.stores import Incoming, Stored, new_key
+from neuraverse.registry.stores import Blob, Incoming, Stored, new_key
 
 if TYPE_CHECKING:
     from neuraverse.registry.config import Settings
@@ -103,13 +103,23 @@ class S3Store:
             )
         return Incoming(key=key, sha256=found.hexdigest(), size=size)
 
-    async def receive_bytes(self, sha256: str, data: bytes) -> Incoming:
-        key = new_key(sha256)
-        with self._errors("write to"):
-            await obstore.put_async(self._bucket, f"blobs/{key}", data)
-        return Incoming(key=key, sha256=sha256, size=len(data))
+    async def keep(self, files: Mapping[str, bytes]) -> list[Incoming]:
+        made = [
+            Incoming(key=new_key(sha256), sha256=sha256, size=len(data)) for sha256, data in files.items()
+        ]
+        coming = (obstore.put_async(self._bucket, f"blobs/{each.key}", files[each.sha256]) for each in made)
+        try:
+            with self._errors("write to"):
+                for result in await asyncio.gather(*coming, return_exceptions=True):
+                    if isinstance(result, BaseException):
+                        raise result
+        except BaseException:
+            for each in made:
+                await self.delete(each.key)
+            raise
+        return made
 
-    async def seal(self, arrived: Iterable[Incoming]) -> None:
+    async def seal(self, arrived: Sequence[Incoming]) -> None:
         pass
 
     async def delete(self, key: str) -> None:
@@ -122,6 +132,14 @@ class S3Store:
                 return int((await obstore.head_async(self._bucket, f"blobs/{key}"))["size"])
             except FileNotFoundError:
                 return None
+
+    async def concat(self, parts: Sequence[bytes | Blob]) -> AsyncIterator[bytes]:
+        for part in parts:
+            if isinstance(part, bytes):
+                yield part
+            else:
+                async for chunk in self.read(part.key, 0, part.size):
+                    yield chunk
 
     async def read(self, key: str, start: int, stop: int) -> AsyncIterator[bytes]:
         with self._errors("read"):
