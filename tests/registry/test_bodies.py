@@ -217,7 +217,8 @@ def test_fault_13_more_than_an_upload_announced(live, settings, problem, chunked
 @pytest.mark.parametrize("more", [b"", b"x"])
 def test_fault_12_a_body_that_goes_on_after_its_answer_is_given_up(live, more):
     """Nobody reads what comes then, but it must not hold a connection for ever."""
-    head = f"PATCH /v1/uploads/{'0' * 32} HTTP/1.1\r\nHost: x\r\nUpload-Offset: 0\r\nContent-Length: 9999\r\n\r\n"
+    path = f"/v1/uploads/{'0' * 32}"
+    head = f"PATCH {path} HTTP/1.1\r\nHost: x\r\nUpload-Offset: 0\r\nContent-Length: 9999\r\n\r\n"
     with socket.create_connection((live.base_url.host, live.base_url.port), timeout=20) as connection:
         connection.sendall(head.encode() + b"abc")
         answer = connection.recv(4096)
