@@ -20,7 +20,6 @@ PACKAGES = (
     "httpx",
     "mjbatch",
     "mlflow",
-    "model-signing",
     "mujoco",
     "numpy",
     "onnxruntime",

@@ -176,30 +176,29 @@ def _work(kind: str, task: str, url: str, threads: int, folders: Sequence[Path])
 
 
 def _ours_client(task: str, url: str, folders: Sequence[Path], scratch: Path) -> Callable[[Path], object]:
-    from neuraverse import trust
     from neuraverse.client import Client
     from neuraverse.keys import KeyStore
 
-    trust.warm_up()
     keys = KeyStore(Path(os.environ["NEURAVERSE_HOME"]))
     local = threading.local()
 
-    def publish(folder: Path) -> None:
+    def client() -> Client:
+        """One for each thread, with a connection and a home that last; what is pulled is in no cache yet."""
         if not hasattr(local, "client"):
-            local.client = Client(url, home=keys.home)
-        local.client.publish(folder)
+            home = keys.home if task == "publish" else Path(tempfile.mkdtemp(dir=scratch))
+            if task == "pull":
+                KeyStore(home).trust(keys.public_key().pem, ORG)
+            local.client = Client(url, home=home)
+        return local.client
+
+    def publish(folder: Path) -> None:
+        client().publish(folder)
 
     def pull(folder: Path) -> None:
-        """Into a home that is new, but for the key that it trusts; so the client and its connection are."""
         name, _, number = folder.name.rpartition("-")
-        with Client(url, home=scratch / folder.name) as client:
-            client.pull(f"{ORG}/{name}@1.0.{number}")
+        client().pull(f"{ORG}/{name}@1.0.{number}")
 
-    if task == "publish":
-        return publish
-    for folder in folders:
-        KeyStore(scratch / folder.name).trust(keys.public_key().pem, ORG)
-    return pull
+    return publish if task == "publish" else pull
 
 
 def _mlflow_client(task: str, url: str, folders: Sequence[Path], scratch: Path) -> Callable[[Path], object]:

@@ -100,6 +100,7 @@ _SCHEMA = {
         ("data_location", 14, "int32", False),
     ],
 }
+_KINDS = {message: {number: kind for _, number, kind, _ in fields} for message, fields in _SCHEMA.items()}
 _CHOICES = frozenset({"Type", "Dim"})  # messages whose fields exclude each other
 
 
@@ -190,24 +191,25 @@ def _count(data: memoryview, message: str, left: int, label: str) -> int:
 
     Two bytes can be an empty node, for which a parser takes a hundred: a small file could fill the memory.
     """
-    kinds = {number: kind for _, number, kind, _ in _SCHEMA[message]}
+    kinds = _KINDS[message]
     at = 0
-    while at < len(data):
+    end = len(data)
+    while at < end:
         tag, at = _varint(data, at)
         wire, kind = tag & 7, kinds.get(tag >> 3)
         left -= 1
-        if wire == 0:
+        if wire == 2:
+            size, at = _varint(data, at)
+            if kind in _SCHEMA:
+                with data[at : at + size] as part:
+                    left = _count(part, kind, left, label)
+            elif kind in _NUMBERS:
+                left -= min(size, end - at)
+            at += size
+        elif wire == 0:
             _, at = _varint(data, at)
         elif wire in (1, 5):
             at += 8 if wire == 1 else 4
-        elif wire == 2:
-            size, at = _varint(data, at)
-            with data[at : at + size] as part:
-                if kind in _SCHEMA:
-                    left = _count(part, kind, left, label)
-                elif kind in _NUMBERS:
-                    left -= len(part)
-            at += size
         else:
             raise WeightsError(f"{label} is not an ONNX file")
         if left < 0:
@@ -216,6 +218,8 @@ def _count(data: memoryview, message: str, left: int, label: str) -> int:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    if at < len(data) and data[at] < 0x80:  # most are of one byte
+        return data[at], at + 1
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):

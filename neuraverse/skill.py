@@ -13,28 +13,33 @@ Opening a skill reads and checks every byte. What fails is an error that names t
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from neuraverse.errors import IntegrityError, UsageError, WeightsError
+from neuraverse.graph import check_graph
 from neuraverse.interface import Interface
 from neuraverse.manifest import BLOBS, MAX_FILE_BYTES, MAX_MANIFEST_BYTES, FileEntry, SkillManifest, digest_of
-from neuraverse.policy import Policy
-from neuraverse.storage import disk_errors, new_folder, read_hashed, read_regular
-from neuraverse.tensors import check_tensors, read_tensors
+from neuraverse.policy import Policy, output_name
+from neuraverse.storage import disk_errors, hash_regular, new_folder, read_regular
+from neuraverse.tensors import Checker, check_tensors, read_tensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
 MANIFEST = "manifest.json"
 SIGNATURE = "signature.json"
 FILES = (MANIFEST, *BLOBS, SIGNATURE)
 MAX_SIGNATURE_BYTES = 64 << 10
 MAX_TEXT_BYTES = 16 << 20
+_LARGE_BYTES = 16 << 20  # above it, two threads check a skill
 MAX_JSON_BYTES, MAX_JSON_PARTS = 1 << 20, 1 << 16
 """Of a JSON file, and of objects and lists in it; parsed, it takes less than 50 MB of memory."""
 
@@ -48,9 +53,9 @@ class Skill:
         digest: ``sha256:<hex>`` of manifest.json, the identity.
     """
 
-    def __init__(self, path: Path, manifest_bytes: bytes) -> None:
+    def __init__(self, path: Path, manifest_bytes: bytes, manifest: SkillManifest | None = None) -> None:
         self.path = path
-        self.manifest = SkillManifest.parse(manifest_bytes)
+        self.manifest = manifest or SkillManifest.parse(manifest_bytes)
         self.digest = digest_of(manifest_bytes)
 
     def __repr__(self) -> str:
@@ -77,13 +82,22 @@ class Skill:
         return self.manifest.interface
 
     @classmethod
-    def open(cls, path: Path | str, *, admit: Callable[[Self], object] | None = None) -> Self:
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        admit: Callable[[Self], object] | None = None,
+        keep: dict[str, bytes] | None = None,
+    ) -> Self:
         """Read a skill and check all of it, except who signed it (`neuraverse.trust.verify` does).
+
+        Nothing of it is run; `policy` does that.
 
         Args:
             path: The directory.
             admit: Called with the manifest, before any other file is read; what it raises ends the opening.
                 The place for the question who signed it: a signature covers the digests in the manifest.
+            keep: Gets the content of each file but signature.json, for who needs it next.
 
         Raises:
             ManifestError: manifest.json does not follow the schema.
@@ -93,11 +107,21 @@ class Skill:
         """
         path = Path(path)
         _check_names(path)
-        skill = cls(path, read_regular(path / MANIFEST, MAX_MANIFEST_BYTES))
+        data = read_regular(path / MANIFEST, MAX_MANIFEST_BYTES)
+        skill = cls(path, data)
         if admit is not None:
             admit(skill)
+        if keep is None and sum(entry.size for entry in skill.manifest.files.values()) > _LARGE_BYTES:
+            with ThreadPoolExecutor(2, "check") as pool:
+                list(pool.map(skill._check, BLOBS))
+            return skill
         for name in BLOBS:
-            check_blob(name, skill._content(name), skill.manifest)
+            content = skill._content(name)
+            check_blob(name, content, skill.manifest)
+            if keep is not None:
+                keep[name] = content
+        if keep is not None:
+            keep[MANIFEST] = data
         return skill
 
     @classmethod
@@ -133,6 +157,7 @@ class Skill:
             raise UsageError("the manifest lists files already", remedy="pass it with files={}")
         for name in BLOBS:
             check_blob(name, files[name], manifest)
+        Policy.load(files["policy.onnx"], manifest.interface)
         entries = {
             name: FileEntry(sha256=digest_of(files[name]).removeprefix("sha256:"), size=len(files[name]))
             for name in BLOBS
@@ -165,20 +190,45 @@ class Skill:
             return data
         if name not in BLOBS:
             raise UsageError(f"{name!r} is no file of a skill", remedy=f"there are {', '.join(FILES)}")
-        return bytes(self._content(name))
+        return self._content(name)
 
-    def _content(self, name: str) -> bytearray:
-        """One of `BLOBS`, in one pass over the disk."""
+    def _content(self, name: str) -> bytes:
+        """One of `BLOBS`."""
+        data = read_regular(self.path / name, MAX_FILE_BYTES)
+        self._compare(name, len(data), hashlib.sha256(data).hexdigest())
+        return data
+
+    def _check(self, name: str) -> None:
+        """One of `BLOBS`; weights are checked as they are read."""
+        if name != "model.safetensors":
+            check_blob(name, self._content(name), self.manifest)
+            return
+        size = self.manifest.files[name].size  # type: ignore[index]
+        checker, wrong = Checker(size), list[WeightsError]()
+
+        def look(piece: memoryview) -> None:
+            if not wrong:
+                try:
+                    checker.feed(piece)
+                except (
+                    WeightsError
+                ) as error:  # to be told when the bytes are known to be those that were signed
+                    wrong.append(error)
+
+        self._compare(name, *hash_regular(self.path / name, MAX_FILE_BYTES, look))
+        for error in wrong:
+            raise error
+        _check_weights(checker.finish(), self.manifest)
+
+    def _compare(self, name: str, size: int, sha256: str) -> None:
         entry = self.manifest.files[name]  # type: ignore[index]
-        data, sha256 = read_hashed(self.path / name, MAX_FILE_BYTES)
-        if len(data) != entry.size:
-            raise IntegrityError(f"{name} has {len(data)} bytes, not {entry.size} as its manifest says")
+        if size != entry.size:
+            raise IntegrityError(f"{name} has {size} bytes, not {entry.size} as its manifest says")
         if sha256 != entry.sha256:
             raise IntegrityError(
                 f"{name} differs from what its manifest says: its SHA-256 is not {entry.sha256[:12]}…",
                 remedy="pull the skill again",
             )
-        return data
 
     def policy(self) -> Policy:
         """The policy as a robot runs it.
@@ -207,8 +257,8 @@ def check_safetensors(source: bytes | Path | str) -> dict[str, tuple[int, ...]]:
     return check_tensors(read_regular(path, MAX_FILE_BYTES), path.name)
 
 
-def check_blob(name: str, data: bytes | bytearray, manifest: SkillManifest) -> None:
-    """Check the content of one of `BLOBS`; its digest is not looked at.
+def check_blob(name: str, data: Buffer, manifest: SkillManifest) -> None:
+    """Check the content of one of `BLOBS`; its digest is not looked at, and nothing is run.
 
     Raises:
         WeightsError: Weights or a graph that are malformed, not finite, or do not fit the manifest.
@@ -217,7 +267,12 @@ def check_blob(name: str, data: bytes | bytearray, manifest: SkillManifest) -> N
     if name == "model.safetensors":
         _check_weights(check_tensors(data), manifest)
     elif name == "policy.onnx":
-        Policy.load(bytes(data), manifest.interface)
+        interface = manifest.interface
+        check_graph(
+            data,
+            inputs={signal.name: signal.shape for signal in interface.observation},
+            outputs={output_name(signal.name): signal.shape for signal in interface.action},
+        )
     else:
         _check_text(name, data)
 
@@ -236,12 +291,14 @@ def _check_weights(shapes: dict[str, tuple[int, ...]], manifest: SkillManifest) 
             )
 
 
-def _check_text(name: str, data: bytes | bytearray) -> None:
+def _check_text(name: str, data: Buffer) -> None:
     most = MAX_JSON_BYTES if name.endswith(".json") else MAX_TEXT_BYTES
-    if len(data) > most:
-        raise IntegrityError(f"{name} has {len(data)} bytes; at most {most} are allowed")
+    with memoryview(data).cast("B") as view:
+        if len(view) > most:
+            raise IntegrityError(f"{name} has {len(view)} bytes; at most {most} are allowed")
+        plain = bytes(view)
     try:
-        text = data.decode()
+        text = plain.decode()
         if name.endswith(".json"):
             if text.count("[") + text.count("{") > MAX_JSON_PARTS:
                 raise IntegrityError(f"{name} has more than {MAX_JSON_PARTS} objects and lists")

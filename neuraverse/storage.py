@@ -14,14 +14,14 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 
 from neuraverse.errors import IntegrityError, StorageError, UsageError
 
-_CHUNK_BYTES = 2 << 20
+_PIECE_BYTES = 1 << 20
 _REMEDY = {
     errno.ENOSPC: "free some space and try again",
     errno.EDQUOT: "free some space in your quota and try again",
@@ -60,39 +60,49 @@ def read_regular(path: Path, limit: int) -> bytes:
         StorageError: The disk failed.
     """
     with _regular(path, limit) as (file, size):
-        data = bytearray()
-        while len(data) <= size and (part := file.read(size + 1 - len(data))):
+        data = file.read(size)
+        while data and len(data) < size and (part := file.read(size - len(data))):
             data += part
-    if len(data) != size:
-        raise IntegrityError(f"{path} changed its size while it was read")
-    return bytes(data)
+        if len(data) != size or file.read(1):
+            raise IntegrityError(f"{path} changed its size while it was read")
+    return data
 
 
-def read_hashed(path: Path, limit: int) -> tuple[bytearray, str]:
-    """As `read_regular`, and the hex SHA-256 of it; a large file is hashed while it is read.
+def hash_regular(path: Path, limit: int, look: Callable[[memoryview], object]) -> tuple[int, str]:
+    """Length and hex SHA-256 of a regular file of at most `limit` bytes, without holding it in memory.
+
+    Args:
+        path: The file.
+        limit: Its length at most [bytes].
+        look: Called with each piece, in order, while it is hashed; the piece is valid until it returns.
 
     Raises:
         IntegrityError: It is missing, larger, or something else than a regular file.
         StorageError: The disk failed.
     """
-    sha256 = hashlib.sha256()
+    sha256, at = hashlib.sha256(), 0
     with _regular(path, limit) as (file, size), ThreadPoolExecutor(1, "hash") as pool:
-        data = bytearray(size)
-        view, at, hashing = memoryview(data), 0, None
-        while count := file.readinto(view[at : at + _CHUNK_BYTES]):
+        buffers = [
+            memoryview(bytearray(min(size + 1, _PIECE_BYTES)))
+            for _ in range(2 if size >= _PIECE_BYTES else 1)
+        ]
+        hashing = None
+        while count := file.readinto(buffers[0]):
+            part = buffers[0][:count]
             if hashing is not None:
                 hashing.result()
-            part = view[at : at + count]
-            at += count
-            if size <= _CHUNK_BYTES:
+            if len(buffers) == 1:
                 sha256.update(part)
             else:
                 hashing = pool.submit(sha256.update, part)
+            look(part)
+            at += count
+            buffers.reverse()
         if hashing is not None:
             hashing.result()
-        if at != size or file.read(1):
+        if at != size:
             raise IntegrityError(f"{path} changed its size while it was read")
-    return data, sha256.hexdigest()
+    return size, sha256.hexdigest()
 
 
 @contextlib.contextmanager
@@ -119,8 +129,14 @@ def _regular(path: Path, limit: int) -> Iterator[tuple[FileIO, int]]:
             os.close(handle)
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Write a file, whole or not at all; an existing one is replaced.
+
+    Args:
+        path: Where.
+        data: What.
+        mode: Its permissions.
+        durable: Whether it must survive a power cut from then on; see `flush`.
 
     Raises:
         StorageError: The disk is full, read-only or gone. The old file, if any, is still there.
@@ -128,17 +144,22 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
     with disk_errors("write", path):
         try:
-            _write_new(temporary, data, mode)
+            _write_new(temporary, data, mode, durable)
             os.replace(temporary, path)
-            sync_folder(path.parent)
+            if durable:
+                sync_folder(path.parent)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A folder that appears at `path`, whole, when the block ends without an error.
+
+    Args:
+        path: Where.
+        durable: Whether it must survive a power cut from then on; see `flush`.
 
     Yields:
         A temporary folder beside `path`, on the same file system, to be filled with plain files.
@@ -156,15 +177,28 @@ def new_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir()
         yield temporary
         with disk_errors("write", path):
-            _sync_all([*temporary.iterdir(), temporary])
+            if durable:
+                _sync_all([*temporary.iterdir(), temporary])
             os.rename(temporary, path)
             try:
-                sync_folder(path.parent)
+                if durable:
+                    sync_folder(path.parent)
             except OSError:
                 os.rename(path, temporary)
                 raise
-    finally:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def flush(paths: Sequence[Path]) -> None:
+    """Make files durable that were written without, and folders; whether they were flushed already or not.
+
+    Raises:
+        StorageError: The disk is full, read-only or gone.
+    """
+    with disk_errors("flush", paths[0]):
+        _sync_all(paths)
 
 
 def sync_folder(path: Path) -> None:
@@ -186,9 +220,10 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
+def _write_new(path: Path, data: bytes, mode: int, durable: bool) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with open(handle, "wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())

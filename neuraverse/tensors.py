@@ -37,6 +37,87 @@ class _Entry(NamedTuple):
     end: int
 
 
+class Checker:
+    """Checks a safetensors file that comes in pieces, down to its last number, without holding it.
+
+    Args:
+        size: Length of the file [bytes].
+        label: How messages call it.
+    """
+
+    def __init__(self, size: int, label: str = "model.safetensors") -> None:
+        self._size, self._label = size, label
+        self._head = bytearray()
+        self._entries: list[_Entry] | None = None  # in the order of their bytes, once the header is here
+        self._base = 0  # where those bytes begin
+        self._next = 0  # of the entries
+        self._at = 0  # behind `_base`
+        self._split = b""  # of a number that lies in two pieces, what has come
+
+    def feed(self, data: memoryview) -> None:
+        """Check the next piece, of bytes.
+
+        Raises:
+            WeightsError: Malformed, of an unknown type, or not finite; the message names the tensor.
+        """
+        start = 0
+        while self._entries is None and start < len(data):
+            missing = min(self._base or 9, self._size) - len(self._head)
+            self._head += data[start : start + missing]
+            start += missing
+            self._open()
+        if self._entries is not None:
+            with data[start:] as numbers:
+                self._check(numbers)
+
+    def finish(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor by name, when all pieces have come.
+
+        Raises:
+            WeightsError: As `feed`.
+        """
+        self._open()
+        if self._entries is None or self._base + self._at != self._size:
+            raise WeightsError(f"{self._label} ends before its tensors do")
+        return {entry.name: entry.shape for entry in self._entries}
+
+    def arrays(self, data: memoryview) -> dict[str, NDArray[Any]]:
+        """The tensors of a file that has passed, copied out of its bytes."""
+        assert self._entries is not None, "it has not been fed"
+        return {entry.name: _array(data, self._base, entry) for entry in self._entries}
+
+    def _open(self) -> None:
+        """Read what has come of the header."""
+        if len(self._head) < min(9, self._size) or self._entries is not None:
+            return
+        self._base = self._base or _base(self._head, self._size, self._label)
+        if len(self._head) >= self._base:
+            self._entries = _entries(bytes(self._head[8 : self._base]), self._size - self._base, self._label)
+
+    def _check(self, data: memoryview) -> None:
+        assert self._entries is not None
+        at = 0
+        while at < len(data) and self._next < len(self._entries):
+            entry = self._entries[self._next]
+            count = min(len(data) - at, entry.end - self._at)
+            size = _SIZES[entry.dtype]
+            ahead = min(-len(self._split) % size, count)
+            self._split += data[at : at + ahead]
+            whole = (count - ahead) // size * size
+            good = _sound(data, at + ahead, whole, entry.dtype)
+            if len(self._split) == size:
+                good = good and _sound(self._split, 0, size, entry.dtype)
+                self._split = b""
+            self._split += data[at + ahead + whole : at + count]
+            if not good:
+                what = "bytes that are no truth values" if entry.dtype == "BOOL" else "NaN or infinity"
+                raise WeightsError(f"{self._label}: tensor {entry.name[:100]!r} holds {what}")
+            at += count
+            self._at += count
+            if self._at == entry.end:
+                self._next += 1
+
+
 def check_tensors(data: Buffer, label: str = "model.safetensors") -> dict[str, tuple[int, ...]]:
     """Check a safetensors file down to its last number.
 
@@ -50,11 +131,11 @@ def check_tensors(data: Buffer, label: str = "model.safetensors") -> dict[str, t
     Raises:
         WeightsError: Malformed, of an unknown type, or not finite; the message names the tensor.
     """
-    with memoryview(data).cast(
-        "B"
-    ) as view:  # given back before a caller who catches the error closes its map
-        entries, _ = _checked(view, label)
-    return {entry.name: entry.shape for entry in entries}
+    # The view is given back before a caller who catches the error closes its map.
+    with memoryview(data).cast("B") as view:
+        checker = Checker(len(view), label)
+        checker.feed(view)
+        return checker.finish()
 
 
 def read_tensors(data: Buffer, label: str = "model.safetensors") -> dict[str, NDArray[Any]]:
@@ -64,40 +145,35 @@ def read_tensors(data: Buffer, label: str = "model.safetensors") -> dict[str, ND
         WeightsError: As `check_tensors`.
     """
     with memoryview(data).cast("B") as view:
-        entries, base = _checked(view, label)
-        return {entry.name: _array(view, base, entry) for entry in entries}
+        checker = Checker(len(view), label)
+        checker.feed(view)
+        checker.finish()
+        return checker.arrays(view)
 
 
-def _checked(data: memoryview, label: str) -> tuple[list[_Entry], int]:
-    """Entries in the order of their bytes, and where those bytes begin."""
-    entries, base = _parse(data, label)
-    for entry in entries:
-        if entry.dtype in _FLOATS and not _sound(data, base, entry):
-            raise WeightsError(f"{label}: tensor {entry.name[:100]!r} holds NaN or infinity")
-        if entry.dtype == "BOOL" and not _sound(data, base, entry):
-            raise WeightsError(f"{label}: tensor {entry.name[:100]!r} holds bytes that are no truth values")
-    return entries, base
-
-
-def _parse(data: memoryview, label: str) -> tuple[list[_Entry], int]:
-    head = bytes(data[:9])
-    pickled = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[8:] != b"{"
+def _base(head: bytes | bytearray, size: int, label: str) -> int:
+    """Where the numbers begin, from the first nine bytes of a file."""
+    pickled = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[8:9] != b"{"
     if pickled or head[:4] == b"PK\x03\x04":
         raise WeightsError(
             f"{label} is a pickle or torch.save file, which can run code when it is loaded",
             remedy="export the weights with safetensors",
         )
-    if len(data) < 8:
-        raise WeightsError(f"{label} has {len(data)} bytes, too few for a safetensors file")
+    if size < 8:
+        raise WeightsError(f"{label} has {size} bytes, too few for a safetensors file")
     length = int.from_bytes(head[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise WeightsError(
             f"{label}: the header claims {length} bytes; at most {MAX_HEADER_BYTES} are allowed"
         )
-    base = 8 + length
-    if base > len(data):
-        raise WeightsError(f"{label}: the header claims {length} bytes and the file has {len(data)}")
-    header = _header(bytes(data[8:base]), label)
+    if 8 + length > size:
+        raise WeightsError(f"{label}: the header claims {length} bytes and the file has {size}")
+    return 8 + length
+
+
+def _entries(data: bytes, size: int, label: str) -> list[_Entry]:
+    """The tensors of a header, in the order of their bytes, of which there are `size`."""
+    header = _header(data, label)
     notes = header.pop("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
         raise WeightsError(f"{label}: __metadata__ must map text to text")
@@ -112,9 +188,9 @@ def _parse(data: memoryview, label: str) -> tuple[list[_Entry], int]:
             what = "overlaps the one before it" if entry.start < at else "leaves a gap before it"
             raise WeightsError(f"{label}: tensor {entry.name[:100]!r} {what}")
         at = entry.end
-    if base + at != len(data):
-        raise WeightsError(f"{label}: the tensors end at byte {base + at} and the file at {len(data)}")
-    return entries, base
+    if at != size:
+        raise WeightsError(f"{label}: the tensors end at byte {at} behind the header, and the file at {size}")
+    return entries
 
 
 def _header(data: bytes, label: str) -> dict[str, Any]:
@@ -168,18 +244,20 @@ def _array(data: memoryview, base: int, entry: _Entry) -> NDArray[Any]:
     return flat.reshape(entry.shape).copy()
 
 
-def _sound(data: memoryview, base: int, entry: _Entry) -> bool:
+def _sound(data: memoryview | bytes, start: int, length: int, dtype: str) -> bool:
     """Whether floats are finite and truth values 0 or 1; piece by piece, as integers where that is faster."""
     import numpy as np
 
-    size, mask = _SIZES[entry.dtype], _EXPONENTS.get(entry.dtype, 0)
-    kind = "<u2" if mask else "u1" if entry.dtype == "BOOL" else _TYPES[entry.dtype]
-    for start in range(entry.start, entry.end, _CHUNK):
-        count = (min(start + _CHUNK, entry.end) - start) // size
-        part: NDArray[Any] = np.frombuffer(data, kind, count, base + start)
+    if dtype not in _FLOATS and dtype != "BOOL":
+        return True
+    size, mask = _SIZES[dtype], _EXPONENTS.get(dtype, 0)
+    kind = "<u2" if mask else "u1" if dtype == "BOOL" else _TYPES[dtype]
+    for at in range(start, start + length, _CHUNK):
+        count = min(start + length - at, _CHUNK) // size
+        part: NDArray[Any] = np.frombuffer(data, kind, count, at)
         if mask:
             sound = (part & mask).max() != mask
-        elif entry.dtype == "BOOL":
+        elif dtype == "BOOL":
             sound = part.max() <= 1
         else:
             sound = np.isfinite(part).all()

@@ -7,29 +7,18 @@ a skill's name before the slash. What you signed yourself is trusted.
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import hashlib
-import json
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from neuraverse.errors import IntegrityError, SignatureError, StorageError, UsageError
+from neuraverse import bundle
+from neuraverse.errors import IntegrityError, SignatureError, UsageError
 from neuraverse.keys import MAX_KEY_BYTES, KeyStore, PublicKey, home
 from neuraverse.manifest import SkillManifest
 from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE, Skill
-from neuraverse.storage import disk_errors, read_regular, write_atomic
+from neuraverse.storage import read_regular, write_atomic
 
 __all__ = ["KeyStore", "PublicKey", "home", "sign", "verify", "verify_manifest", "verify_skill"]
-
-
-def warm_up() -> None:
-    """Load the signing library, which takes a second; for who wants the first signature to be quick."""
-    import importlib
-
-    importlib.import_module("model_signing.verifying")
 
 
 def sign(skill_dir: Skill | Path | str, private_key_path: Path | str) -> str:
@@ -47,22 +36,54 @@ def sign(skill_dir: Skill | Path | str, private_key_path: Path | str) -> str:
         UsageError: The private key cannot be used.
         StorageError: The disk is full, read-only or gone.
     """
-    from model_signing import signing
-
     skill = skill_dir if isinstance(skill_dir, Skill) else Skill.open(skill_dir)
-    public = _public_half(Path(private_key_path))
-    with _scratch() as folder:
-        target = folder / SIGNATURE
-        config = signing.Config().use_elliptic_key_signer(private_key=private_key_path)
-        config.set_hashing_config(_Digests(skill.manifest, skill.read(MANIFEST)))
-        with disk_errors("write", target):
-            config.sign(skill.path, target)
-        data = read_regular(target, MAX_SIGNATURE_BYTES)
+    data, fingerprint = signature_of(skill.manifest, skill.read(MANIFEST), private_key_path)
     write_atomic(skill.path / SIGNATURE, data)
-    return public.fingerprint
+    return fingerprint
 
 
-def verify_manifest(manifest_bytes: bytes, signature_bytes: bytes, keys: Iterable[PublicKey]) -> str:
+def signature_of(
+    manifest: SkillManifest, manifest_bytes: bytes, private_key_path: Path | str
+) -> tuple[bytes, str]:
+    """The content of signature.json for a skill whose files are known to match its manifest.
+
+    Returns:
+        It, and the fingerprint of the key.
+
+    Raises:
+        UsageError: The private key cannot be used.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+    path = Path(private_key_path)
+    try:
+        key = load_pem_private_key(read_regular(path, MAX_KEY_BYTES), None)
+    except IntegrityError as error:
+        raise UsageError(error.message, remedy="make a key with `neuraverse keys new NAME`") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise UsageError(f"{path} is no unencrypted private key in PEM") from error
+    public = PublicKey.parse(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    assert isinstance(key, ec.EllipticCurvePrivateKey)  # or its public half had been refused
+    data = bundle.make(
+        manifest.ref,
+        _digests(manifest, manifest_bytes),
+        SIGNATURE,
+        _hint(public),
+        lambda message: key.sign(message, ec.ECDSA(hashes.SHA256())),
+    )
+    return data, public.fingerprint
+
+
+def verify_manifest(
+    manifest_bytes: bytes,
+    signature_bytes: bytes,
+    keys: Iterable[PublicKey],
+    *,
+    manifest: SkillManifest | None = None,
+) -> str:
     """Check the signature of a skill before its other files are there.
 
     The signature covers the digest of the manifest and of each file that the manifest lists, so a file that
@@ -72,6 +93,7 @@ def verify_manifest(manifest_bytes: bytes, signature_bytes: bytes, keys: Iterabl
         manifest_bytes: Content of manifest.json.
         signature_bytes: Content of signature.json.
         keys: The keys to accept.
+        manifest: What `manifest_bytes` say, if it is known.
 
     Returns:
         The fingerprint of the key that signed.
@@ -79,32 +101,35 @@ def verify_manifest(manifest_bytes: bytes, signature_bytes: bytes, keys: Iterabl
     Raises:
         ManifestError: manifest.json does not follow the schema.
         SignatureError: Malformed, of other content, or signed by none of the keys.
-        StorageError: The temporary folder cannot be written.
     """
-    from model_signing import verifying
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    manifest = SkillManifest.parse(manifest_bytes)
-    hint = _signer_hint(signature_bytes)
-    accepted = {hashlib.sha256(key.pem).hexdigest(): key for key in keys}
-    if hint not in accepted:
+    manifest = manifest or SkillManifest.parse(manifest_bytes)
+    signed = _bundle(signature_bytes)
+    key = {_hint(key): key for key in keys}.get(signed.hint)
+    if key is None:
         raise SignatureError(
             f"{manifest.ref} is signed by a key that is not trusted for {manifest.org}",
             remedy=f"if you know the publisher: neuraverse keys trust PUBLIC.pem --org {manifest.org}",
         )
-    key = accepted[hint]
-    with _scratch() as folder:
-        with disk_errors("write", folder):
-            (folder / "public.pem").write_bytes(key.pem)
-            (folder / SIGNATURE).write_bytes(signature_bytes)
-        config = verifying.Config().use_elliptic_key_verifier(public_key=folder / "public.pem")
-        config.set_hashing_config(_Digests(manifest, manifest_bytes))
-        try:
-            config.verify(folder, folder / SIGNATURE)
-        except Exception as error:  # whatever a hostile bundle provokes in its parsers means: not verified
-            raise SignatureError(
-                f"the signature of {manifest.ref} does not hold: {_reason(error)}",
-                remedy="do not use this skill",
-            ) from error
+    public = load_pem_public_key(key.pem)
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    why = ""
+    try:
+        public.verify(signed.signature, bundle.signed_bytes(signed.payload), ec.ECDSA(hashes.SHA256()))
+        if signed.digests() != _digests(manifest, manifest_bytes):
+            why = "it was made for another skill, version or set of files"
+    except InvalidSignature:
+        why = "it was made over other bytes"
+    except ValueError as error:
+        why = str(error)[:300]
+    if why:
+        raise SignatureError(
+            f"the signature of {manifest.ref} does not hold: {why}", remedy="do not use this skill"
+        )
     return key.fingerprint
 
 
@@ -134,80 +159,27 @@ def verify_skill(skill: Skill, store: KeyStore | None = None) -> str:
             f"{skill.ref} has no usable signature: {error.message}", remedy="ask its publisher to sign it"
         ) from error
     keys = (store or KeyStore()).trusted_for(skill.manifest.org)
-    return verify_manifest(skill.read(MANIFEST), signature, keys)
+    return verify_manifest(skill.read(MANIFEST), signature, keys, manifest=skill.manifest)
 
 
-class _Digests:
-    """Hashing configuration for model-signing that takes the digests from the manifest, not from files."""
-
-    def __init__(self, manifest: SkillManifest, manifest_bytes: bytes) -> None:
-        self._name = manifest.ref
-        self._digests: dict[str, str] = {name: entry.sha256 for name, entry in manifest.files.items()}
-        self._digests[MANIFEST] = hashlib.sha256(manifest_bytes).hexdigest()
-
-    def hash(self, model_path: object, *, files_to_hash: object = None) -> Any:
-        from model_signing import manifest
-
-        kind = manifest.SerializationType.from_args(
-            {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": [SIGNATURE]}
-        )
-        items = [
-            kind.new_item(name, manifest.hashing.Digest("sha256", bytes.fromhex(digest)))
-            for name, digest in sorted(self._digests.items())
-        ]
-        return manifest.Manifest(self._name, items, kind)
-
-    def add_ignored_paths(self, *, model_path: object, paths: object) -> None:
-        """A signature may not excuse any file."""
+def _digests(manifest: SkillManifest, manifest_bytes: bytes) -> dict[str, str]:
+    """Hex SHA-256 of every file that a signature covers."""
+    listed: dict[str, str] = {name: entry.sha256 for name, entry in manifest.files.items()}
+    return listed | {MANIFEST: hashlib.sha256(manifest_bytes).hexdigest()}
 
 
-def _signer_hint(signature: bytes) -> str:
-    """Which key a bundle claims to be signed by: SHA-256 of its PEM. Padding bits of base64 must be zero."""
+def _hint(key: PublicKey) -> str:
+    return hashlib.sha256(key.pem).hexdigest()
+
+
+def _bundle(signature: bytes) -> bundle.Bundle:
     if len(signature) > MAX_SIGNATURE_BYTES:
         raise SignatureError(
             f"{SIGNATURE} has {len(signature)} bytes; at most {MAX_SIGNATURE_BYTES} are allowed"
         )
     try:
-        bundle = json.loads(signature)
-        hint = bundle["verificationMaterial"]["publicKey"]["hint"]
-        envelope = bundle["dsseEnvelope"]
-        for text in (envelope["payload"], *(each["sig"] for each in envelope["signatures"])):
-            if base64.b64encode(base64.b64decode(text)).decode() != text:
-                raise ValueError
-    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        return bundle.Bundle.parse(signature)
+    except ValueError as error:
         raise SignatureError(
-            f"{SIGNATURE} is no signature made with a key", remedy="do not use this skill"
+            f"{SIGNATURE} is no signature made with a key: {error}"[:300], remedy="do not use this skill"
         ) from error
-    return str(hint)
-
-
-def _public_half(path: Path) -> PublicKey:
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-
-    try:
-        key = load_pem_private_key(read_regular(path, MAX_KEY_BYTES), None)
-    except IntegrityError as error:
-        raise UsageError(error.message, remedy="make a key with `neuraverse keys new NAME`") from error
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"{path} is no unencrypted private key in PEM") from error
-    return PublicKey.parse(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0]
-    if text.startswith("Signature mismatch"):
-        return "it was made for another skill, version or set of files"
-    return text[:300] or "it was made over other bytes"
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="neuraverse-")
-    except OSError as error:
-        raise StorageError(
-            f"no temporary folder can be made: {error.strerror}", remedy="check TMPDIR"
-        ) from error
-    with folder as name:
-        yield Path(name)

@@ -15,7 +15,7 @@ import neuraverse
 ROOT = Path(__file__).parents[1]
 CORE = [
     *("errors", "interface", "storage", "tensors", "graph", "policy", "manifest", "versions", "archive"),
-    *("skill", "keys", "statement", "trust"),
+    *("skill", "keys", "statement", "bundle", "trust"),
 ]
 CHAIN = [*CORE, "client", "runtime", "cli"]
 """Each may import only what stands to its left."""
@@ -50,7 +50,6 @@ HOME_OF = {
     "gymnasium": {"sim", "learn", "fleet", "envs"},
     "onnx": {"learn"},
     "onnxruntime": {"policy"},
-    "model_signing": {"trust"},
     "httpx": {"client", "cli"},
     "typer": {"cli"},
 }

@@ -26,6 +26,7 @@ from neuraverse.client.refs import Event, Ref, Resolved, Summary, is_path, resol
 from neuraverse.client.transport import Transport
 from neuraverse.client.watching import watch
 from neuraverse.errors import IntegrityError, ManifestError, NetworkError, RevokedError, UsageError
+from neuraverse.storage import disk_errors, flush
 
 if TYPE_CHECKING:
     import httpx
@@ -177,6 +178,9 @@ class Client:
         was. Pulls in other processes do not disturb this one. When the registry cannot be asked, a reference
         means what it meant before, and a warning is logged.
 
+        A skill that was pulled survives the end of this process, and after `flush` a power cut, too;
+        what that has spoilt is found and pulled again.
+
         Args:
             ref: ``org/skill``, ``org/skill@1.0.0``, ``org/skill@^1.2``, ``org/skill@alias``,
                 ``sha256:<hex>``, a local folder, or what `resolve` gave.
@@ -210,6 +214,24 @@ class Client:
             return pull.settled(self.resolve(wanted))
         self._memory.refuse_revoked(held)  # a digest that is in the cache needs no registry
         return pull.settled(held)
+
+    def flush(self, skill: Skill, ref: str | Ref | None = None) -> None:
+        """Let a skill that was pulled, and what its reference means, survive a power cut.
+
+        A robot does so with the skill that it runs, so that it can start again without a network.
+
+        Args:
+            skill: The skill.
+            ref: What was asked for, if that was not its version.
+
+        Raises:
+            StorageError: The disk is full, read-only or gone.
+        """
+        found = Resolved(name=skill.name, version=skill.version, digest=skill.digest)
+        wanted = Ref.parse(ref) if isinstance(ref, str) else ref or Ref.parse(skill.ref)
+        with disk_errors("flush", skill.path):
+            flush([*skill.path.iterdir(), skill.path, skill.path.parent])
+        self._memory.flush(wanted, found)
 
     def cached(self, name: str = "") -> list[Kept]:
         """The skills in the cache, those of one name if it is given; the last used first."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from neuraverse.client.refs import Ref, Resolved
 from neuraverse.errors import IntegrityError, NeuraverseError, RevokedError
-from neuraverse.storage import disk_errors, read_regular, write_atomic
+from neuraverse.storage import disk_errors, flush, read_regular, write_atomic
 
 _MAX_BYTES = 8192
 _REASON_CHARACTERS = 1000
@@ -100,6 +100,16 @@ class Memory:
             pass  # unreadable is as good as unknown
         return None
 
+    def flush(self, ref: Ref, found: Resolved) -> None:
+        """Let what was remembered survive a power cut.
+
+        Raises:
+            StorageError: The disk is full, read-only or gone.
+        """
+        paths = [path for path in {self._path(ref), self._path(_exact(found))} if path.exists()]
+        if paths:
+            flush([*paths, paths[0].parent])
+
     def _write(self, ref: Ref, found: Resolved, revoked: str = "") -> None:
         path = self._path(ref)
         plain = {
@@ -113,7 +123,7 @@ class Memory:
             plain["revoked"] = revoked[:_REASON_CHARACTERS]
         with disk_errors("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(plain).encode())
+        write_atomic(path, json.dumps(plain).encode(), durable=bool(revoked))
 
     def _path(self, ref: Ref) -> Path:
         name = hashlib.sha256(f"{self.registry} {ref}".encode()).hexdigest()

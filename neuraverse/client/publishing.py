@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from neuraverse.client.download import FRUITLESS_TRIES, Progress
 from neuraverse.client.refs import Resolved, resolved_of
 from neuraverse.client.transport import TAR, Transport
 from neuraverse.errors import ConflictError, IntegrityError, NetworkError, SignatureError
-from neuraverse.storage import disk_errors
+from neuraverse.storage import disk_errors, write_atomic
 
 if TYPE_CHECKING:
     from neuraverse.manifest import FileEntry
@@ -35,27 +36,40 @@ def publish(
 ) -> Resolved:
     """Check, sign if need be, upload and publish; see `Client.publish`."""
     from neuraverse.skill import MANIFEST, SIGNATURE, Skill
-    from neuraverse.trust import sign, verify_manifest
+    from neuraverse.trust import signature_of, verify_manifest
 
-    public = keys.public_key(key)
-    skill = Skill.open(path)
-    if not (path / SIGNATURE).exists():
-        sign(skill, keys.private_key_path(key))
-    manifest, signature = skill.read(MANIFEST), skill.read(SIGNATURE)
-    try:
-        verify_manifest(manifest, signature, [public])
-    except SignatureError as error:
-        raise SignatureError(
-            f"{path} is not signed by your key {key!r}: {error.message}",
-            remedy=f"name the key that signed it, or remove its {SIGNATURE} to sign it with {key!r}",
-        ) from error
-    return _Publish(transport, skill, progress).run(manifest, signature, public.pem)
+    public, private = keys.public_key(key), keys.private_key_path(key)
+    held: dict[str, bytes] = {}
+    skill = Skill.open(path, keep=held if _size(path) <= PARCEL_BYTES else None)
+    manifest = held.get(MANIFEST) or skill.read(MANIFEST)
+    if (path / SIGNATURE).exists():
+        signature = skill.read(SIGNATURE)
+        try:
+            verify_manifest(manifest, signature, [public], manifest=skill.manifest)
+        except SignatureError as error:
+            raise SignatureError(
+                f"{path} is not signed by your key {key!r}: {error.message}",
+                remedy=f"name the key that signed it, or remove its {SIGNATURE} to sign it with {key!r}",
+            ) from error
+    else:
+        signature, _ = signature_of(skill.manifest, manifest, private)
+        write_atomic(path / SIGNATURE, signature)
+    return _Publish(transport, skill, held, progress).run(manifest, signature, public.pem)
+
+
+def _size(path: Path) -> int:
+    """Bytes of the files in a folder."""
+    with disk_errors("read", path):
+        return sum(entry.lstat().st_size for entry in path.iterdir()) if path.is_dir() else 0
 
 
 class _Publish:
-    def __init__(self, transport: Transport, skill: Skill, progress: Progress | None) -> None:
+    def __init__(
+        self, transport: Transport, skill: Skill, held: Mapping[str, bytes], progress: Progress | None
+    ) -> None:
         self._transport = transport
         self._skill = skill
+        self._held = held
         self._files = {str(name): entry for name, entry in skill.manifest.files.items()}
         self._total = sum(entry.size for entry in self._files.values())
         self._sent: dict[str, int] = {}
@@ -67,12 +81,15 @@ class _Publish:
         from neuraverse.archive import pack
         from neuraverse.skill import MANIFEST, SIGNATURE
 
-        lacking = self._lacking()
+        # A small skill that is nobody's child has nothing in common with others: asking would take longer.
+        asked = self._skill.manifest.parents or self._total > PARCEL_BYTES
+        lacking = self._lacking() if asked else list(self._files)
         for name in self._files.keys() - set(lacking):
             self._tick(name, self._files[name].size)
         documents = [(MANIFEST, manifest), (SIGNATURE, signature), ("public.pem", pem)]
         if sum(self._files[name].size for name in lacking) <= PARCEL_BYTES:
-            parts = [*documents, *((name, self._skill.read(name)) for name in lacking)]
+            files = ((name, self._held.get(name) or self._skill.read(name)) for name in lacking)
+            parts = [*documents, *files]
             request: dict[str, Any] = {
                 "content": b"".join(pack(parts)),
                 "headers": {"Content-Type": TAR},

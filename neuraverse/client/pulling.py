@@ -133,7 +133,7 @@ class Pull:
             skill = Skill.open(path)
             if skill.digest != found.digest:
                 raise IntegrityError(f"{path} holds {skill.digest}")
-            self._admit(skill.read(MANIFEST), skill.read(SIGNATURE), found)
+            self._admit(skill.manifest, skill.read(MANIFEST), skill.read(SIGNATURE), found)
         except ContentError:  # changed on the disk, or not trusted any more: the registry's copy will tell
             return None
         return self._cache.hold(skill)
@@ -165,7 +165,7 @@ class Pull:
                     parcel = Parcel(self._transport.chunks(answer), ref)
                     found = parcel.found(answer.headers.get("neuraverse-digest", ""), wanted)
                     self._memory.check(found)
-                    self._admit(parcel.manifest_bytes, parcel.signature, found)
+                    self._admit(parcel.manifest, parcel.manifest_bytes, parcel.signature, found)
                     skill = self._unpack(found, parcel)
         except NetworkError as error:
             if found is None:
@@ -200,11 +200,13 @@ class Pull:
             return self._write(found, parcel)
 
     def _write(self, found: Resolved, parcel: Parcel) -> Skill:
-        from neuraverse.skill import MANIFEST, SIGNATURE, Skill
+        """What is checked is what came; whoever takes it from the cache checks what lies there."""
+        from neuraverse.skill import MANIFEST, SIGNATURE, Skill, check_blob
 
         target, done = self._cache.skill(found.digest), 0
-        with new_folder(target) as folder:
+        with new_folder(target, durable=False) as folder:
             for name, content in parcel.files():
+                check_blob(name, content, parcel.manifest)
                 with disk_errors("write", target):
                     (folder / name).write_bytes(content)
                 done += len(content)
@@ -213,28 +215,29 @@ class Pull:
             with disk_errors("write", target):
                 (folder / MANIFEST).write_bytes(parcel.manifest_bytes)
                 (folder / SIGNATURE).write_bytes(parcel.signature)
-            Skill.open(folder)  # every byte once more, as it lies on the disk
-        return self._cache.hold(Skill(target, parcel.manifest_bytes))
+        return self._cache.hold(Skill(target, parcel.manifest_bytes, parcel.manifest))
 
     def _download(self, found: Resolved) -> Skill:
+        from neuraverse.manifest import SkillManifest
         from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE, Skill
 
         data = fetch_manifest(self._transport, found.digest)
         path = f"/v1/manifests/{found.digest.removeprefix('sha256:')}/signature"
         signature = self._transport.bytes(path, MAX_SIGNATURE_BYTES, "a signature")
-        manifest = self._admit(data, signature, found)
+        manifest = SkillManifest.parse(data)
+        self._admit(manifest, data, signature, found)
         self._fetch_files(manifest)
         target = self._cache.skill(found.digest)
         if target.exists():
             self._cache.discard_skill(found.digest)
-        with new_folder(target) as folder:
+        with new_folder(target, durable=False) as folder:
             for name, entry in manifest.files.items():
                 self._cache.place(entry.sha256, folder / name)
             with disk_errors("write", target):
                 (folder / MANIFEST).write_bytes(data)
                 (folder / SIGNATURE).write_bytes(signature)
             Skill.open(folder)  # every byte once more, as it lies on the disk
-        return self._cache.hold(Skill(target, data))
+        return self._cache.hold(Skill(target, data, manifest))
 
     def _fetch_files(self, manifest: SkillManifest) -> None:
         total = sum(entry.size for entry in manifest.files.values())
@@ -248,20 +251,17 @@ class Pull:
             fetch(self._transport, self._cache, entry.sha256, entry.size, tick)
             done += entry.size
 
-    def _admit(self, data: bytes, signature: bytes, found: Resolved) -> SkillManifest:
+    def _admit(self, manifest: SkillManifest, data: bytes, signature: bytes, found: Resolved) -> None:
         """Whether a manifest is what was asked for, is signed by a trusted key, and fits the robot."""
-        from neuraverse.manifest import SkillManifest
         from neuraverse.trust import verify_manifest
 
-        manifest = SkillManifest.parse(data)
         if (manifest.name, manifest.version) != (found.name, found.version):
             raise IntegrityError(
                 f"the registry answered {found.ref} with the manifest of {manifest.ref}",
                 remedy="do not trust it",
             )
-        verify_manifest(data, signature, self._keys.trusted_for(manifest.org))
+        verify_manifest(data, signature, self._keys.trusted_for(manifest.org), manifest=manifest)
         _fit(manifest, self._offer)
-        return manifest
 
 
 class _Unanswered(Exception):  # noqa: N818 - it never leaves this module

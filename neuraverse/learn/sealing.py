@@ -25,7 +25,7 @@ from neuraverse.trust import sign
 
 _PACKAGES = (
     *("neuraverse", "torch", "numpy", "gymnasium", "mujoco", "mjbatch", "ray"),
-    *("onnx", "onnxruntime", "safetensors", "model-signing"),
+    *("onnx", "onnxruntime", "safetensors"),
 )
 
 

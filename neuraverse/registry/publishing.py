@@ -10,11 +10,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, insert, select
+from sqlalchemy import Connection, and_, bindparam, insert, select
 
-from neuraverse.graph import check_graph
 from neuraverse.manifest import SkillManifest, digest_of
-from neuraverse.policy import output_name
 from neuraverse.registry.database import Database, notify
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.stores import Blob, Incoming
@@ -32,9 +30,25 @@ from neuraverse.registry.tables import (
 )
 from neuraverse.registry.vault import Vault, record
 from neuraverse.skill import check_blob
+from neuraverse.trust import PublicKey, verify_manifest
 from neuraverse.versions import is_prerelease, order_key
 
 _LARGE_BYTES = 16 << 20  # files above it are checked one at a time
+# Statements of each publish, made once: making one takes as long as carrying it out.
+_HELD_BLOBS = select(blobs).where(blobs.c.sha256.in_(bindparam("digests", expanding=True)), ~blobs.c.lost)
+_OWNER = (
+    select(orgs.c.id, publisher_keys.c.fingerprint)
+    .outerjoin(
+        publisher_keys,
+        and_(publisher_keys.c.org_id == orgs.c.id, publisher_keys.c.fingerprint == bindparam("fingerprint")),
+    )
+    .where(orgs.c.name == bindparam("org"))
+)
+_TAKEN = (
+    select(skills.c.id, versions.c.digest)
+    .outerjoin(versions, and_(versions.c.skill_id == skills.c.id, versions.c.version == bindparam("version")))
+    .where(skills.c.name == bindparam("name"))
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +59,7 @@ class Submission:
         manifest: What `data` says.
         data: Exact bytes of the manifest.
         digest: ``sha256:<hex>`` of them.
+        interface: Digest of the skill's interface.
         signature: Exact bytes of the signature.
         fingerprint: Of the key that signed.
         pem: That key.
@@ -54,6 +69,7 @@ class Submission:
     manifest: SkillManifest
     data: bytes
     digest: str
+    interface: str
     signature: bytes
     fingerprint: str
     pem: str
@@ -165,7 +181,7 @@ class Publisher:
             if blob.size > _LARGE_BYTES:
                 await stack.enter_async_context(self._one_large)
             view = await stack.enter_async_context(self._bytes(blob))
-            await asyncio.to_thread(_check_content, name, view, new.manifest)
+            await asyncio.to_thread(check_blob, name, view, new.manifest)
 
     @contextlib.asynccontextmanager
     async def _bytes(self, blob: Blob) -> AsyncIterator[bytes]:
@@ -199,37 +215,13 @@ def missing_blob(name: str, sha256: str) -> Problem:
 def _check_all(new: Submission) -> None:
     """The content of the files that came along."""
     for name, data in new.files.items():
-        _check_content(name, data, new.manifest)
-
-
-def _check_content(name: str, data: bytes, manifest: SkillManifest) -> None:
-    """As every client will check it, but nothing is run."""
-    interface = manifest.interface
-    if name == "model.safetensors":
-        check_blob(name, data, manifest)
-    elif name == "policy.onnx":
-        check_graph(
-            bytes(data),
-            inputs={s.name: s.shape for s in interface.observation},
-            outputs={output_name(s.name): s.shape for s in interface.action},
-        )
-    else:
-        check_blob(name, bytes(data), manifest)
-
-
-def warm_up() -> None:
-    """Load the signing library before the first publish has to wait for it."""
-    from neuraverse import trust
-
-    trust.warm_up()
+        check_blob(name, data, new.manifest)
 
 
 def _checked(manifest: bytes, signature: bytes, public_key: bytes, files: Mapping[str, bytes]) -> Submission:
-    from neuraverse import trust  # loads the signing library, which is slow to import
-
     parsed = SkillManifest.parse(manifest)
-    key = trust.PublicKey.parse(public_key)
-    fingerprint = trust.verify_manifest(manifest, signature, [key])
+    key = PublicKey.parse(public_key)
+    fingerprint = verify_manifest(manifest, signature, [key], manifest=parsed)
     for name, data in files.items():
         entry = parsed.files[name]  # type: ignore[index]
         if len(data) != entry.size or digest_of(data) != f"sha256:{entry.sha256}":
@@ -244,6 +236,7 @@ def _checked(manifest: bytes, signature: bytes, public_key: bytes, files: Mappin
         manifest=parsed,
         data=manifest,
         digest=digest_of(manifest),
+        interface=parsed.interface.digest(),
         signature=signature,
         fingerprint=fingerprint,
         pem=key.pem.decode(),
@@ -253,7 +246,7 @@ def _checked(manifest: bytes, signature: bytes, public_key: bytes, files: Mappin
 
 def _blobs(db: Connection, digests: Sequence[str]) -> dict[str, Blob]:
     """Those that are here."""
-    rows = db.execute(select(blobs).where(blobs.c.sha256.in_(digests), ~blobs.c.lost))
+    rows = db.execute(_HELD_BLOBS, {"digests": digests})
     return {row.sha256: Blob(sha256=row.sha256, size=row.size, key=row.key) for row in rows}
 
 
@@ -272,9 +265,7 @@ def _enter(
     manifest = new.manifest
     used = record(db, arrived, lease_until)
     org_id = _bind_org(db, new)
-    same = and_(versions.c.skill_id == skills.c.id, versions.c.version == manifest.version)
-    query = select(skills.c.id, versions.c.digest).outerjoin(versions, same)
-    known = db.execute(query.where(skills.c.name == manifest.name)).one_or_none()
+    known = db.execute(_TAKEN, {"name": manifest.name, "version": manifest.version}).one_or_none()
     if known is not None and known.digest == new.digest:
         return False, used
     if known is not None and known.digest is not None:
@@ -291,15 +282,17 @@ def _enter(
     _hold(db, manifest, used)
     parents = _parents(db, manifest.parents)
     version_id = _add(db, versions, **_version_row(skill_id, new))
-    db.execute(insert(manifests).values(version_id=version_id, manifest=new.data, signature=new.signature))
+    db.execute(
+        insert(manifests), {"version_id": version_id, "manifest": new.data, "signature": new.signature}
+    )
     files = [
         {"version_id": version_id, "name": name, "sha256": entry.sha256, "size": entry.size}
         for name, entry in manifest.files.items()
     ]
     db.execute(insert(version_files), files)
-    for parent_id in parents:
-        db.execute(insert(lineage).values(child_id=version_id, parent_id=parent_id))
-    data = {"parents": list(manifest.parents), "interface": manifest.interface.digest()}
+    if parents:
+        db.execute(insert(lineage), [{"child_id": version_id, "parent_id": each} for each in parents])
+    data = {"parents": list(manifest.parents), "interface": new.interface}
     tell(db, org_id, "published", manifest.name, manifest.version, new.digest, new.fingerprint, data)
     notify(db)
     return True, used
@@ -315,7 +308,7 @@ def _hold(db: Connection, manifest: SkillManifest, new: Sequence[str]) -> None:
 
 
 def _add(db: Connection, table: Any, **values: Any) -> int:
-    key = db.execute(insert(table).values(values)).inserted_primary_key
+    key = db.execute(insert(table), values).inserted_primary_key
     assert key is not None
     return int(key[0])
 
@@ -323,13 +316,11 @@ def _add(db: Connection, table: Any, **values: Any) -> int:
 def _bind_org(db: Connection, new: Submission) -> int:
     """The organisation's id. The first key that publishes under a name owns it."""
     org = new.manifest.org
-    mine = and_(publisher_keys.c.org_id == orgs.c.id, publisher_keys.c.fingerprint == new.fingerprint)
-    query = select(orgs.c.id, publisher_keys.c.fingerprint).outerjoin(publisher_keys, mine)
-    known = db.execute(query.where(orgs.c.name == org)).one_or_none()
+    known = db.execute(_OWNER, {"org": org, "fingerprint": new.fingerprint}).one_or_none()
     if known is None:
         org_id = _add(db, orgs, name=org, created_at=now())
         key = {"org_id": org_id, "fingerprint": new.fingerprint, "pem": new.pem, "created_at": now()}
-        db.execute(insert(publisher_keys).values(key))
+        db.execute(insert(publisher_keys), key)
         return org_id
     if known.fingerprint is None:
         raise Problem(
@@ -372,7 +363,7 @@ def _version_row(skill_id: int, new: Submission) -> dict[str, Any]:
         "order_key": order_key(manifest.version),
         "digest": new.digest,
         "publisher": new.fingerprint,
-        "interface": manifest.interface.digest(),
+        "interface": new.interface,
         "title": manifest.title,
         "description": manifest.description,
         "robot": manifest.body.robot,

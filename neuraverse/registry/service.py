@@ -14,7 +14,7 @@ from neuraverse.registry.collect import collect
 from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database
 from neuraverse.registry.feed import Feed
-from neuraverse.registry.publishing import Publisher, Submission, warm_up
+from neuraverse.registry.publishing import Publisher, Submission
 from neuraverse.registry.stores import Store
 from neuraverse.registry.vault import Vault
 from neuraverse.storage import disk_errors
@@ -64,7 +64,6 @@ class Registry:
             raise
         self._opened = True
         if serving:
-            await asyncio.to_thread(warm_up)
             self.database.listen(self.feed.wake)
             if self.settings.collect_hours:
                 self._collector = asyncio.create_task(self._collecting())

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from neuraverse.errors import IntegrityError
@@ -16,6 +16,8 @@ from neuraverse.registry.index import lost
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.stores import Blob, Incoming, Store
 from neuraverse.registry.tables import REVOKED, blobs, now, uploads, version_files, versions
+
+_KNOWN = select(blobs.c.sha256, blobs.c.lost).where(blobs.c.sha256.in_(bindparam("digests", expanding=True)))
 
 
 class Vault:
@@ -83,7 +85,7 @@ class Vault:
         """Make objects durable and blobs; the digests that are new. Copies of what was here are removed."""
         try:
             await self.store.seal(arrived)
-            new = await self._database.write(record, arrived, self.lease_until())
+            new = await self._database.write(_enter, arrived, self.lease_until())
         except BaseException as error:
             await self.drop(arrived, error)
             raise
@@ -244,7 +246,7 @@ def known_keys(db: Connection, keys: Sequence[str]) -> set[str]:
 def record(db: Connection, arrived: Sequence[Incoming], lease_until: str) -> list[str]:
     """Enter rows for objects that are durable; the digests that are new. What was lost is found again."""
     coming = {each.sha256: each for each in arrived}
-    lost = {row.sha256: row.lost for row in db.execute(select(blobs).where(blobs.c.sha256.in_(coming)))}
+    lost = {row.sha256: row.lost for row in db.execute(_KNOWN, {"digests": list(coming)})}
     new = [
         {"sha256": sha256, "size": each.size, "key": each.key, "lease_until": lease_until, "lost": False}
         for sha256, each in coming.items()
@@ -256,9 +258,15 @@ def record(db: Connection, arrived: Sequence[Incoming], lease_until: str) -> lis
     for row in new:
         if row["sha256"] in lost:
             db.execute(update(blobs).where(blobs.c.sha256 == row["sha256"]).values(row))
-    if len(new) < len(coming):
-        _lease(db, list(coming), lease_until)
     return [str(row["sha256"]) for row in new]
+
+
+def _enter(db: Connection, arrived: Sequence[Incoming], lease_until: str) -> list[str]:
+    """As `record`; those that were here are kept as long."""
+    new = record(db, arrived, lease_until)
+    if len(new) < len(arrived):
+        _lease(db, [each.sha256 for each in arrived], lease_until)
+    return new
 
 
 def _lease(db: Connection, digests: Sequence[str], until: str) -> dict[str, str]:
@@ -286,7 +294,7 @@ def _row(db: Connection, sha256: str) -> Row[Any] | None:
 
 
 def _begin(db: Connection, row: dict[str, Any]) -> None:
-    db.execute(insert(uploads).values(row))
+    db.execute(insert(uploads), row)
 
 
 def _upload(db: Connection, upload: str) -> Row[Any] | None:

@@ -194,6 +194,10 @@ class RobotAgent:
         self._running, self._left = _Running(skill=skill, policy=policy), ""
         self._first.set()
         log.info("%s runs %s (%s)", self._offer.robot, skill.ref, skill.digest)
+        try:
+            self._client.flush(skill, self._ref)  # to start again with after a power cut, without a network
+        except StorageError as error:
+            log.warning("%s", error)
 
     def _leave_if_revoked(self) -> None:
         """Stop acting on a skill that the registry says is revoked; a registry that is down says nothing."""

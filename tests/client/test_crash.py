@@ -29,7 +29,7 @@ LARGE = 3_000_000
 # Imports once, then forks for each pull, so that a kill hits the pull and no import.
 PROGRAM = """
 import json, os, signal, sys, time
-import model_signing, onnxruntime, httpx
+import cryptography.hazmat.primitives.asymmetric.ec, numpy, httpx
 from neuraverse import archive, policy, skill, trust, versions
 from neuraverse.client import Client, pulling
 
@@ -265,9 +265,28 @@ def test_a_disk_that_fails_at_any_instant(
         else:
             assert_same(robot.pull(NAME), tiny_skill)
             empty(key_store.home)
-    assert {"open", "mkdir", "rename", "fsync", "write_bytes"} <= set(refused)
+    assert {"open", "mkdir", "rename", "write_bytes"} <= set(refused)
     assert not disk.refused
     assert_same(robot.pull(NAME), tiny_skill)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux's /proc which file it is")
+def test_what_is_flushed_survives_a_power_cut(author, robot, tiny_skill, key_store, monkeypatch):
+    """Every file of the skill, what the references mean, and the folders that name them."""
+    author.publish(tiny_skill.path)
+    skill = robot.pull(NAME)
+    flushed, fsync = set(), os.fsync
+
+    def spy(descriptor):
+        flushed.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    robot.flush(skill, NAME)
+    cache = key_store.home / "cache"
+    folders = {skill.path, skill.path.parent, cache / "refs"}
+    assert flushed == {*skill.path.iterdir(), *(cache / "refs").iterdir(), *folders}
+    assert len(list((cache / "refs").iterdir())) == 2
 
 
 @pytest.mark.parametrize("archive_bytes", [0, 8 << 20])

@@ -161,7 +161,7 @@ def test_a_registry_that_publishes_something_else(over, net, tiny_skill):
 
 
 @pytest.mark.parametrize("missing", [None, 5, {}, "x"])
-def test_a_list_of_missing_files_that_is_none(over, net, tiny_skill, missing):
+def test_a_list_of_missing_files_that_is_none(over, net, tiny_skill, in_pieces, missing):
     def meddle(request, respond):
         response = respond()
         if request.url.path == "/v1/blobs/missing":

@@ -17,7 +17,8 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -79,6 +80,9 @@ class LocalStore:
         return Incoming(key=key, sha256=found, size=size)
 
     async def keep(self, files: Mapping[str, bytes]) -> list[Incoming]:
+        return await off_loop(self._keep, files)
+
+    def _keep(self, files: Mapping[str, bytes]) -> list[Incoming]:
         made = [
             Incoming(key=new_key(sha256), sha256=sha256, size=len(data)) for sha256, data in files.items()
         ]
@@ -88,13 +92,12 @@ class LocalStore:
                 _write_all(descriptor, files[each.sha256])
                 os.fsync(descriptor)
 
-        loop = asyncio.get_running_loop()
         try:
-            await _all([loop.run_in_executor(self._flushers, write, each) for each in made])
-            await self._seal_folders(made)
+            self._at_once(write, made)
+            self._seal_folders(made)
         except BaseException:
             for each in made:
-                await self.delete(each.key)
+                (self._root / each.key).unlink(missing_ok=True)
             raise
         return made
 
@@ -112,16 +115,27 @@ class LocalStore:
                 os.close(descriptor)
 
     async def seal(self, arrived: Sequence[Incoming]) -> None:
-        await self._flush(self._root / each.key for each in arrived)
-        await self._seal_folders(arrived)
+        await off_loop(self._seal, arrived)
 
-    async def _seal_folders(self, arrived: Sequence[Incoming]) -> None:
-        await self._flush({(self._root / each.key).parent for each in arrived})
-
-    async def _flush(self, paths: Iterable[Path]) -> None:
-        loop = asyncio.get_running_loop()
+    def _seal(self, arrived: Sequence[Incoming]) -> None:
         with disk_errors("flush", self._root):
-            await _all([loop.run_in_executor(self._flushers, sync_folder, path) for path in paths])
+            self._at_once(sync_folder, [self._root / each.key for each in arrived])
+        self._seal_folders(arrived)
+
+    def _seal_folders(self, arrived: Sequence[Incoming]) -> None:
+        with disk_errors("flush", self._root):
+            self._at_once(sync_folder, list({(self._root / each.key).parent for each in arrived}))
+
+    def _at_once(self, do: Callable[[T], object], items: Sequence[T]) -> None:
+        """Do it for all, one of them in this thread; when it returns or raises, none is under way."""
+        others = [self._flushers.submit(do, each) for each in items[1:]]
+        try:
+            for each in items[:1]:
+                do(each)
+        finally:
+            futures.wait(others)
+        for other in others:
+            other.result()
 
     async def delete(self, key: str) -> None:
         path = self._root / key
