@@ -28,13 +28,17 @@ def fetch(
 ) -> Skill:
     """A skill from a registry or a folder, verified against the trusted keys; see `neuraverse.client`."""
     from neuraverse.client import Client
+    from neuraverse.client.refs import is_path
 
     with Client(registry) as client, transfer(f"pulling {ref}") as progress:
         try:
-            return client.pull(ref, offer=offer, progress=progress, offline=offline)
+            skill = client.pull(ref, offer=offer, progress=progress, offline=offline)
         except NotFoundError:
             settle(client, ref)  # names the near ones
             raise
+        if not offline and not is_path(ref):
+            client.flush(skill, ref)
+        return skill
 
 
 def settle(client: Client, ref: str) -> Resolved:

@@ -7,11 +7,12 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
 from neuraverse.skill import FILES, MANIFEST, SIGNATURE
-from neuraverse.trust import KeyStore
+from neuraverse.trust import KeyStore, verify
 
 
 @pytest.fixture
@@ -117,24 +118,33 @@ def test_pull_for_a_robot_refuses_what_does_not_fit(neuraverse, published):
     assert "--robot" in neuraverse("pull", "acme/weld-seam", "--tool", "hand", code=2).error
 
 
+@pytest.mark.parametrize("late", [False, True])
 def test_a_full_disk_leaves_no_half_of_a_skill(
-    neuraverse, as_json, published, tmp_path, monkeypatch, publisher
+    neuraverse, as_json, published, tmp_path, monkeypatch, publisher, late
 ):
+    """The disk says so when a file is written, or only when it is flushed."""
     monkeypatch.setenv("NEURAVERSE_HOME", str(tmp_path / "robot"))
     KeyStore().trust(publisher.public_key().pem, "acme")
-    real = os.fsync
+    fsync, write_bytes = os.fsync, Path.write_bytes
 
-    def full(handle):
+    def flush(handle):
         if "robot" in os.readlink(f"/proc/self/fd/{handle}"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(handle)
+        fsync(handle)
+
+    def write(path, data):
+        if "robot" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_bytes(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(os, "fsync", flush) if late else patch.setattr(Path, "write_bytes", write)
         error = neuraverse("pull", "acme/weld-seam", code=1).error
     assert "No space left on device - free some space" in error
     cache = tmp_path / "robot" / "cache"
-    assert list((cache / "skills").glob("*")) == []
+    for path in (cache / "skills").glob("*"):
+        assert late
+        verify(path)
     assert list(cache.rglob("*.tmp")) == []
     assert as_json("pull", "acme/weld-seam")["skill"] == "acme/weld-seam@1.0.0"
 

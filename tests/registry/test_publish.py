@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import safetensors.numpy
-from model_signing import signing
 
 from neuraverse import archive, trust
 from neuraverse.manifest import BLOBS, SkillManifest, digest_of
@@ -98,23 +97,14 @@ def test_a_blob_of_another_size_than_the_manifest_says(api, tiny_skill, upload, 
 
 
 def _signed(folder, publisher):
-    """The body of a publish of a folder as it is, signed whatever it holds."""
-    config = signing.Config().use_elliptic_key_signer(private_key=publisher.private_key_path())
-    config.set_hashing_config(_Listed(folder))
-    config.sign(folder, folder / "signature.json")
+    """The body of a publish of a folder as it is; the signature holds, whatever the manifest says of it."""
+    data = (folder / "manifest.json").read_bytes()
+    signature, _ = trust.signature_of(SkillManifest.parse(data), data, publisher.private_key_path())
     return {
-        "manifest": (folder / "manifest.json").read_text(),
-        "signature": (folder / "signature.json").read_text(),
+        "manifest": data.decode(),
+        "signature": signature.decode(),
         "public_key": publisher.public_key().pem.decode(),
     }
-
-
-class _Listed(trust._Digests):
-    """Signs what the manifest says of the files, though it may not be true."""
-
-    def __init__(self, folder):
-        data = (folder / "manifest.json").read_bytes()
-        super().__init__(SkillManifest.parse(data), data)
 
 
 @pytest.mark.parametrize(
