@@ -157,18 +157,21 @@ class Reader:
         return b"".join(parts)
 
 
-def unpack(data: bytes, names: Sequence[str], *, optional: Sequence[str] = ()) -> dict[str, bytes]:
+def unpack(
+    chunks: Sequence[bytes], names: Sequence[str], *, optional: Sequence[str] = ()
+) -> dict[str, bytes]:
     """The files of an archive in memory.
 
     Args:
-        data: All of it.
+        chunks: All of it, in pieces.
         names: The files that must be there, in this order.
         optional: Those that may follow, in this order.
 
     Raises:
         IntegrityError: It is no archive of ours, or holds other files.
     """
-    reader = Reader([data], (*names, *optional), required=len(names), limit=len(data))
+    size = sum(map(len, chunks))
+    reader = Reader(chunks, (*names, *optional), required=len(names), limit=size)
     return {name: reader.data() for name, _ in reader.members()}
 
 

@@ -195,11 +195,11 @@ def _count(data: memoryview, message: str, left: int, label: str) -> int:
     at = 0
     end = len(data)
     while at < end:
-        tag, at = _varint(data, at)
+        tag, at = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at)  # most are of one byte
         wire, kind = tag & 7, kinds.get(tag >> 3)
         left -= 1
         if wire == 2:
-            size, at = _varint(data, at)
+            size, at = (data[at], at + 1) if at < end and data[at] < 0x80 else _varint(data, at)
             if kind in _SCHEMA:
                 with data[at : at + size] as part:
                     left = _count(part, kind, left, label)
@@ -218,8 +218,6 @@ def _count(data: memoryview, message: str, left: int, label: str) -> int:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    if at < len(data) and data[at] < 0x80:  # most are of one byte
-        return data[at], at + 1
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):

@@ -58,11 +58,11 @@ def create_app(settings: Settings | Path | str) -> FastAPI:
     app.add_middleware(Measure, metrics=metrics)
     app.add_middleware(Access)
     problems.install(app)
-    for router in (
+    for router in (  # what is asked for most comes first: routes are tried in order
+        skills.router(registry),
         blobs.router(registry),
         events.router(registry),
         operating.router(registry, metrics),
-        skills.router(registry),
     ):
         app.include_router(router)
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, select
+from sqlalchemy import Connection, Row, and_, bindparam, func, select
 
 from neuraverse.errors import UsageError
 from neuraverse.manifest import VERSION_PATTERN
@@ -38,6 +38,18 @@ BY_ORDER = (
     versions.c.prerelease,
     versions.c.order_key.desc(),
 )  # the latest first; releases before prereleases
+# Statements of each pull, made once: making one takes as long as carrying it out.
+_SKILL = select(skills).where(skills.c.name == bindparam("name"))
+_VERSION = select(versions).where(
+    versions.c.skill_id == bindparam("skill_id"), versions.c.version == bindparam("version")
+)
+_FILES = (
+    select(manifests.c.manifest, manifests.c.signature, version_files.c.name, blobs)
+    .select_from(manifests)
+    .join(version_files, version_files.c.version_id == manifests.c.version_id)
+    .join(blobs)
+    .where(manifests.c.version_id == bindparam("version_id"))
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,16 +110,14 @@ def files(db: Connection, name: str, which: str) -> Whole:
         Problem: As `find`.
     """
     skill, row = find_version(db, name, which)
-    documents = db.execute(select(manifests).where(manifests.c.version_id == row.id)).one()
-    query = select(version_files.c.name, blobs).join(blobs)
-    held = list(db.execute(query.where(version_files.c.version_id == row.id)))
+    held = list(db.execute(_FILES, {"version_id": row.id}))
     for each in held:
         if each.lost:
             raise lost(each.sha256)
     return Whole(
         digest=row.digest,
-        manifest=bytes(documents.manifest),
-        signature=bytes(documents.signature),
+        manifest=bytes(held[0].manifest),
+        signature=bytes(held[0].signature),
         files={e.name: Blob(sha256=e.sha256, size=e.size, key=e.key) for e in held},
         warnings=_warnings(skill, row),
     )
@@ -257,7 +267,7 @@ def find_skill(db: Connection, name: str) -> Row[Any]:
     Raises:
         Problem: 404.
     """
-    found = db.execute(select(skills).where(skills.c.name == name)).one_or_none()
+    found = db.execute(_SKILL, {"name": name}).one_or_none()
     if found is None:
         raise Problem(
             404,
@@ -283,7 +293,7 @@ def find_version(db: Connection, name: str, which: str, *, exact: bool = False) 
     skill = find_skill(db, name)
     mine = select(versions).where(versions.c.skill_id == skill.id)
     if exact or re.fullmatch(VERSION_PATTERN, which):
-        row = db.execute(mine.where(versions.c.version == which)).one_or_none()
+        row = db.execute(_VERSION, {"skill_id": skill.id, "version": which}).one_or_none()
     elif which == LATEST:
         row = db.execute(mine.where(versions.c.state == ACTIVE).order_by(*BY_ORDER).limit(1)).one_or_none()
     elif re.fullmatch(ALIAS_PATTERN, which):

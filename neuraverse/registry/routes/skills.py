@@ -74,7 +74,9 @@ def _add_publish(api: APIRouter, registry: Registry) -> None:
         and those files that the registry may lack, in one round trip.
         """
         if request.headers.get("content-type") == PARCEL:
-            parts = archive.unpack(await request.body(), (MANIFEST, SIGNATURE, PUBLIC_KEY), optional=BLOBS)
+            parts = archive.unpack(
+                [chunk async for chunk in request.stream()], (MANIFEST, SIGNATURE, PUBLIC_KEY), optional=BLOBS
+            )
             documents = [parts.pop(name) for name in (MANIFEST, SIGNATURE, PUBLIC_KEY)]
         else:
             said = _json(await request.body())

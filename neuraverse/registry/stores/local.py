@@ -178,6 +178,9 @@ class LocalStore:
         buffer = bytearray()
         for part in parts:
             for data in [part] if isinstance(part, bytes) else self._chunks(part):
+                if not buffer and len(data) >= _BUFFER_BYTES:
+                    yield data
+                    continue
                 buffer += data
                 if len(buffer) >= _BUFFER_BYTES:
                     yield bytes(buffer)
