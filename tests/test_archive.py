@@ -39,7 +39,7 @@ def test_what_is_packed_is_read(datas, sizes):
     assert [(name, size, reader.data()) for name, size in reader.members()] == [
         (name, len(content), content) for name, content in parts
     ]
-    assert unpack(data, NAMES) == dict(parts)
+    assert unpack([data], NAMES) == dict(parts)
 
 
 @given(contents)
@@ -91,24 +91,24 @@ def test_one_changed_byte_is_found_or_is_in_a_file(data):
     spoilt = bytearray(good)
     spoilt[at] ^= change
     if BLOCK <= at < BLOCK + 600:
-        assert unpack(bytes(spoilt), ["a", "b"])["a"] != parts[0][1]
+        assert unpack([bytes(spoilt)], ["a", "b"])["a"] != parts[0][1]
     else:
         with pytest.raises(IntegrityError, match="the archive is malformed"):
-            unpack(bytes(spoilt), ["a", "b"])
+            unpack([bytes(spoilt)], ["a", "b"])
 
 
 @settings(max_examples=200)
 @given(st.binary(max_size=3000) | st.integers(0, 2047).map(bytes))
 def test_bytes_that_are_no_archive(data):
     with pytest.raises(IntegrityError, match="the archive is malformed"):
-        unpack(data, ["a"])
+        unpack([data], ["a"])
 
 
 @given(st.integers(0, 2047))
 def test_an_archive_that_ends_early(length):
     whole = packed([("a", b"x" * 300)])
     with pytest.raises(IntegrityError, match="ends early"):
-        unpack(whole[:length], ["a"])
+        unpack([whole[:length]], ["a"])
 
 
 def member(name, data, **changes):
@@ -157,9 +157,9 @@ def test_deviations(archive, why):
 
 
 def test_optional_files_may_be_missing_but_not_come_before():
-    assert unpack(packed([("a", b"1"), ("c", b"3")]), ["a"], optional=["b", "c"]) == {"a": b"1", "c": b"3"}
+    assert unpack([packed([("a", b"1"), ("c", b"3")])], ["a"], optional=["b", "c"]) == {"a": b"1", "c": b"3"}
     with pytest.raises(IntegrityError):
-        unpack(packed([("a", b""), ("c", b""), ("b", b"")]), ["a"], optional=["b", "c"])
+        unpack([packed([("a", b""), ("c", b""), ("b", b"")])], ["a"], optional=["b", "c"])
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ _TAKEN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A publish whose manifest and signature have been checked.
+    """A publish whose manifest, signature and the files that came along have been checked.
 
     Attributes:
         manifest: What `data` says.
@@ -119,8 +119,13 @@ class Publisher:
         return new, await self._take(new, await self._here(new, afresh=True))
 
     async def _take(self, new: Submission, here: Mapping[str, Blob]) -> bool:
-        """Store what is not here, check everything, and enter it; whether it is new."""
-        arrived = await self._arrive(new, here)
+        """Store what is not here, check what is, and enter the whole; whether it is new."""
+        fresh = {
+            entry.sha256: new.files[name]
+            for name, entry in new.manifest.files.items()
+            if name in new.files and entry.sha256 not in here
+        }
+        arrived = await self._vault.store.keep(fresh)
         try:
             for name, entry in new.manifest.files.items():
                 if name not in new.files:
@@ -131,23 +136,6 @@ class Publisher:
             raise
         await self._vault.drop(each for each in arrived if each.sha256 not in used)
         return created
-
-    async def _arrive(self, new: Submission, here: Mapping[str, Blob]) -> list[Incoming]:
-        """Check the files that came along, and make those durable that are not here; both at once."""
-        fresh = {
-            entry.sha256: new.files[name]
-            for name, entry in new.manifest.files.items()
-            if name in new.files and entry.sha256 not in here
-        }
-        checked, arrived = await asyncio.gather(
-            asyncio.to_thread(_check_all, new), self._vault.store.keep(fresh), return_exceptions=True
-        )
-        if isinstance(arrived, BaseException):
-            raise arrived
-        if isinstance(checked, BaseException):
-            await self._vault.drop(arrived)
-            raise checked
-        return arrived
 
     async def _here(self, new: Submission, *, afresh: bool = False) -> dict[str, Blob]:
         """The blobs of the manifest that are here, by digest; those that came along need not be.
@@ -212,12 +200,6 @@ def missing_blob(name: str, sha256: str) -> Problem:
     )
 
 
-def _check_all(new: Submission) -> None:
-    """The content of the files that came along."""
-    for name, data in new.files.items():
-        check_blob(name, data, new.manifest)
-
-
 def _checked(manifest: bytes, signature: bytes, public_key: bytes, files: Mapping[str, bytes]) -> Submission:
     parsed = SkillManifest.parse(manifest)
     key = PublicKey.parse(public_key)
@@ -232,6 +214,7 @@ def _checked(manifest: bytes, signature: bytes, public_key: bytes, files: Mappin
                 remedy="send the file that was signed",
                 field=f"files.{name}",
             )
+        check_blob(name, data, parsed)
     return Submission(
         manifest=parsed,
         data=manifest,

@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, insert, select, update
-from sqlalchemy.exc import DBAPIError
 
-from neuraverse.errors import IntegrityError
+from neuraverse.errors import IntegrityError, NeuraverseError
 from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database
 from neuraverse.registry.index import lost
@@ -97,12 +96,13 @@ class Vault:
 
         Args:
             arrived: The objects.
-            error: Why. If it is that of a database, some may be blobs: they are left to the collector then.
+            error: Why. If a database on another machine failed, they may have become blobs after all, and are
+                left to the collector.
         """
-        if isinstance(error, DBAPIError) and error.connection_invalidated:
-            return
-        for each in arrived:
-            await self.store.delete(each.key)
+        refused = error is None or isinstance(error, (Problem, NeuraverseError))
+        if refused or self._database.kind == "sqlite":
+            for each in arrived:
+                await self.store.delete(each.key)
 
     def lease_until(self) -> str:
         """Until when a blob without a version is kept, if it is touched now."""

@@ -38,12 +38,12 @@ def refused_or_ours(data: bytes, sizes=(1 << 20,)) -> None:
         found = {name: reader.data() for name, _ in reader.members()}
     if found is None:
         with pytest.raises(IntegrityError) as caught:
-            archive.unpack(data, NAMES)
+            archive.unpack([data], NAMES)
         assert len(str(caught.value)) < 1000
         return
     assert b"".join(archive.pack(found.items())) == data
     assert list(found) == list(NAMES)
-    assert archive.unpack(data, NAMES) == found
+    assert archive.unpack([data], NAMES) == found
 
 
 @few_and_many
@@ -72,7 +72,7 @@ def test_shuffled_blocks(examples):
 
 @pytest.mark.parametrize("parts", PARTS)
 def test_whole_archives(parts):
-    assert archive.unpack(b"".join(archive.pack(parts.items())), NAMES) == parts
+    assert archive.unpack([b"".join(archive.pack(parts.items()))], NAMES) == parts
 
 
 BOMBS = {
@@ -88,7 +88,7 @@ def test_bombs_take_little_memory(name):
     tracemalloc.start()
     try:
         with pytest.raises(IntegrityError) as caught:
-            archive.unpack(BOMBS[name], NAMES)
+            archive.unpack([BOMBS[name]], NAMES)
         assert tracemalloc.get_traced_memory()[1] < MEGABYTE
     finally:
         tracemalloc.stop()

@@ -24,7 +24,7 @@ ORDER = ("manifest.json", "signature.json", *BLOBS)
 
 def whole(data: bytes) -> str:
     """The digest of a skill whose every file is as its manifest says."""
-    parts = archive.unpack(data, ORDER)
+    parts = archive.unpack([data], ORDER)
     manifest = SkillManifest.parse(parts["manifest.json"])
     for name, entry in manifest.files.items():
         assert hashlib.sha256(parts[name]).hexdigest() == entry.sha256, f"{manifest.ref}: {name} is torn"
