@@ -156,23 +156,23 @@ def _answer(worker: subprocess.Popen[str], kind: str) -> dict[str, Any]:
 
 def _work(kind: str, task: str, url: str, threads: int, folders: Sequence[Path]) -> None:
     """What a worker does. Its clock is the system's, the same for all processes."""
-    with tempfile.TemporaryDirectory(prefix="neuraverse-bench-") as scratch:
-        do = (_ours_client if kind == "ours" else _mlflow_client)(task, url, folders, Path(scratch))
+    scratch = Path(tempfile.mkdtemp(dir=folders[0].parents[1]))  # removed with all else, at the end
+    do = (_ours_client if kind == "ours" else _mlflow_client)(task, url, folders, scratch)
 
-        def timed(folder: Path) -> float:
-            begun = time.monotonic()
-            do(folder)
-            return time.monotonic() - begun
+    def timed(folder: Path) -> float:
+        begun = time.monotonic()
+        do(folder)
+        return time.monotonic() - begun
 
-        with ThreadPoolExecutor(threads) as pool:
-            together = threading.Barrier(threads)  # so that each thread takes one
-            list(pool.map(lambda folder: (together.wait(60), do(folder)), folders[:threads]))
-            print(json.dumps({}), flush=True)
-            sys.stdin.readline()
-            begun = time.monotonic()
-            taken = list(pool.map(timed, folders[threads:]))
-            ended = time.monotonic()
-        print(json.dumps({"begun": begun, "ended": ended, "taken": taken}), flush=True)
+    with ThreadPoolExecutor(threads) as pool:
+        together = threading.Barrier(threads)  # so that each thread takes one
+        list(pool.map(lambda folder: (together.wait(60), do(folder)), folders[:threads]))
+        print(json.dumps({}), flush=True)
+        sys.stdin.readline()
+        begun = time.monotonic()
+        taken = list(pool.map(timed, folders[threads:]))
+        ended = time.monotonic()
+    print(json.dumps({"begun": begun, "ended": ended, "taken": taken}), flush=True)
 
 
 def _ours_client(task: str, url: str, folders: Sequence[Path], scratch: Path) -> Callable[[Path], object]:

@@ -81,14 +81,14 @@ def nginx_version() -> str:
 
 
 @contextlib.contextmanager
-def nginx_before(upstream: str, folder: Path, files: Path, blobs: Path) -> Iterator[str]:
+def nginx_before(upstream: str, folder: Path, blobs: Path) -> Iterator[str]:
     """nginx, as many workers as CPUs, in front of a registry; its address.
 
     Args:
         upstream: The registry's address.
         folder: For its configuration and what it says.
-        files: Served under ``/files/`` by nginx alone.
-        blobs: The registry's blobs, for the internal location ``/_blobs/``.
+        blobs: The registry's blobs, for the internal location ``/_blobs/``; nginx serves them by itself, too,
+            under ``/files/``.
     """
     port = _free_port()
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -99,7 +99,7 @@ def nginx_before(upstream: str, folder: Path, files: Path, blobs: Path) -> Itera
         "events { worker_connections 1024; }\n"
         f"http {{ access_log off; sendfile on; tcp_nopush on; {scratch}\n"
         f"server {{ listen 127.0.0.1:{port};\n"
-        f"location /files/ {{ alias {files}/; }}\n"
+        f"location /files/ {{ alias {blobs}/; }}\n"
         f"location /_blobs/ {{ internal; alias {blobs}/; }}\n"
         f"location / {{ proxy_pass {upstream}; }} }} }}\n"
     )

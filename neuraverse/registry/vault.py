@@ -17,6 +17,10 @@ from neuraverse.registry.stores import Blob, Incoming, Store
 from neuraverse.registry.tables import REVOKED, blobs, now, uploads, version_files, versions
 
 _KNOWN = select(blobs.c.sha256, blobs.c.lost).where(blobs.c.sha256.in_(bindparam("digests", expanding=True)))
+_HELD = select(versions.c.state).join(version_files).where(version_files.c.sha256 == bindparam("sha256"))
+_ROW = select(
+    blobs, exists(_HELD).label("held"), exists(_HELD.where(versions.c.state != REVOKED)).label("free")
+).where(blobs.c.sha256 == bindparam("sha256"))
 
 
 class Vault:
@@ -286,11 +290,7 @@ def _leases(db: Connection, digests: Sequence[str]) -> dict[str, str]:
 
 def _row(db: Connection, sha256: str) -> Row[Any] | None:
     """A blob, whether a version holds it, and whether one does that was not revoked."""
-    held = select(versions.c.state).join(version_files).where(version_files.c.sha256 == sha256)
-    query = select(
-        blobs, exists(held).label("held"), exists(held.where(versions.c.state != REVOKED)).label("free")
-    ).where(blobs.c.sha256 == sha256)
-    return db.execute(query).one_or_none()
+    return db.execute(_ROW, {"sha256": sha256}).one_or_none()
 
 
 def _begin(db: Connection, row: dict[str, Any]) -> None:

@@ -52,7 +52,9 @@ def cached_files(home):
     """Everything in the cache, relative to it."""
     root = home / "cache"
     return sorted(
-        str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and p.parent.name != "refs"
+        str(p.relative_to(root))
+        for p in root.rglob("*")
+        if p.is_file() and p.parent.name not in ("refs", "locks")
     )
 
 

@@ -227,7 +227,9 @@ def test_fault_03_bytes_and_name_are_on_the_disk_before_the_row(store, data_dir,
     assert path.stat().st_mode & 0o777 == 0o444
 
 
-def test_fault_03_a_publish_flushes_before_it_commits(local_api, tiny_skill, publisher, monkeypatch):
+def test_fault_03_a_publish_flushes_before_it_commits(
+    local_api, data_dir, tiny_skill, publisher, monkeypatch
+):
     """The order of writes: everything is flushed when the row is written."""
     from neuraverse.registry import publishing
     from tests.registry.test_publish import TAR, parcel
@@ -249,7 +251,8 @@ def test_fault_03_a_publish_flushes_before_it_commits(local_api, tiny_skill, pub
     assert answer.status_code == 201
     flushed = set(order[: order.index("row")])
     digests = {entry.sha256 for entry in tiny_skill.manifest.files.values()}
-    assert digests | {digest[:2] for digest in digests} <= flushed
+    folders = {path.parent.name for path in (data_dir / "blobs").rglob("*.*")}
+    assert digests | folders <= flushed
 
 
 def test_many_at_once_store_one(local_api, data_dir):

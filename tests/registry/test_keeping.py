@@ -127,7 +127,7 @@ def test_fault_08_a_publish_that_races_the_collector_keeps_its_blobs(
 
 
 def blob_path(data_dir, sha256):
-    (path,) = (data_dir / "blobs" / "sha256" / sha256[:2]).glob(f"{sha256}*")
+    (path,) = (data_dir / "blobs" / "sha256").glob(f"*/{sha256}*")
     return path
 
 

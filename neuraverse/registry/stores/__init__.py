@@ -1,8 +1,8 @@
 """Where bytes lie: a local disk or an S3-compatible store.
 
-A key is ``sha256/<2 hex>/<64 hex>.<random>`` and never used twice. So an upload that races another, or the
-removal of an older copy of the same bytes, cannot touch what it did not make. Whether bytes are part of the
-registry is said by a row of ``blobs``, which is written after they are durable.
+A key is ``sha256/<2 hex>/<64 hex>.<random>`` and never used twice; the two digits spread them over folders.
+So an upload that races another, or the removal of an older copy of the same bytes, cannot touch what it did
+not make. Whether bytes are part of the registry is said by a row of ``blobs``, written once they are durable.
 """
 
 from __future__ import annotations
@@ -121,9 +121,14 @@ class Store(Protocol):
         """Remove what there is of an upload."""
 
 
-def new_key(sha256: str) -> str:
-    """A name that was never used before."""
-    return f"sha256/{sha256[:2]}/{sha256}.{secrets.token_hex(6)}"
+def new_key(sha256: str, shard: str = "") -> str:
+    """A name that was never used before.
+
+    Args:
+        sha256: Hex digest of the object.
+        shard: Two hexadecimal digits; those of the digest if not given.
+    """
+    return f"sha256/{shard or sha256[:2]}/{sha256}.{secrets.token_hex(6)}"
 
 
 def sha256_of(key: str) -> str:

@@ -1,6 +1,6 @@
 """Blobs on a local disk.
 
-    DATA/blobs/sha256/ab/ab12….9f3c      a whole blob; read-only
+    DATA/blobs/sha256/7e/ab12….9f3c      a whole blob; read-only
     DATA/incoming/<upload>               a resumable upload on its way
     DATA/quarantine/ab12….9f3c           a blob that rotted
 
@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -83,8 +84,10 @@ class LocalStore:
         return await off_loop(self._keep, files)
 
     def _keep(self, files: Mapping[str, bytes]) -> list[Incoming]:
+        shard = secrets.token_hex(1)  # one for all of them: a folder is to be flushed, too
         made = [
-            Incoming(key=new_key(sha256), sha256=sha256, size=len(data)) for sha256, data in files.items()
+            Incoming(key=new_key(sha256, shard), sha256=sha256, size=len(data))
+            for sha256, data in files.items()
         ]
 
         def write(each: Incoming) -> None:
