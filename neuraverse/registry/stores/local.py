@@ -155,18 +155,30 @@ class LocalStore:
             raise
 
     async def read(self, key: str, start: int, stop: int) -> AsyncIterator[bytes]:
-        path = self._root / key
+        """Each piece is read while the one before it is sent."""
+        path, loop = self._root / key, asyncio.get_running_loop()
+
+        def piece() -> list[asyncio.Future[bytes]]:
+            count = min(_BUFFER_BYTES, stop - start)
+            return [loop.run_in_executor(None, os.pread, descriptor, count, start)] if count > 0 else []
+
         with disk_errors("read", path):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            coming = piece()
             try:
-                while start < stop:
-                    data = await off_loop(os.pread, descriptor, min(_BUFFER_BYTES, stop - start), start)
+                while coming:
+                    (data,) = await _all(coming)
                     if not data:
                         raise _short(path)
                     start += len(data)
+                    coming = piece()
                     yield data
             finally:
-                os.close(descriptor)
+                try:
+                    with contextlib.suppress(OSError):  # nobody wants it any more
+                        await _all(coming)
+                finally:
+                    os.close(descriptor)
 
     async def concat(self, parts: Sequence[bytes | Blob]) -> AsyncIterator[bytes]:
         pieces = self._pieces(parts)
