@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import pickle
 import struct
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuraverse.errors import WeightsError
-from neuraverse.tensors import MAX_HEADER_BYTES, check_tensors, read_tensors
+from neuraverse.tensors import MAX_HEADER_BYTES, Checker, check_tensors, read_tensors
 
 
 def pack(header, body: bytes = b"") -> bytes:
@@ -54,6 +55,43 @@ def test_any_buffer_is_read_and_none_is_held(tiny, buffer):
 def test_other_types_are_read(dtype):
     value = np.array([[0, 1, 1], [1, 0, 1]], dtype)
     np.testing.assert_array_equal(read_tensors(safetensors.numpy.save({"x": value}))["x"], value)
+
+
+def outcome(check):
+    """What a check gives, or what it refuses with."""
+    try:
+        return check()
+    except WeightsError as error:
+        return error.message
+
+
+def in_pieces(data: bytes, cuts: list[int]):
+    """The check of a file that comes cut at these places."""
+    checker = Checker(len(data))
+    places = sorted({0, len(data), *cuts})
+    for start, stop in itertools.pairwise(places):
+        checker.feed(memoryview(data)[start:stop])
+    return checker.finish()
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_a_file_that_comes_in_pieces_is_checked_as_one_that_is_whole(data):
+    """Numbers, header and length may be cut anywhere; a bad number is found on whichever side it lies."""
+    dtypes = data.draw(
+        st.lists(st.sampled_from(["F64", "F32", "F16", "BF16", "I64", "BOOL"]), min_size=1, max_size=4)
+    )
+    header, body = {}, b""
+    for i, dtype in enumerate(dtypes):
+        size = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "BOOL": 1}[dtype]
+        part = data.draw(st.sampled_from([b"\x00", b"\x01", b"\x3c", b"\x7f", b"\xff"])) * size
+        count = data.draw(st.integers(0, 5))
+        header[f"t{i}"] = entry(dtype, (count,), len(body), len(body) + count * size)
+        body += bytes(size) * (count - 1) + part if count else b""
+    whole = pack(header, body)
+    whole = whole[: len(whole) - data.draw(st.integers(0, 1))]
+    cuts = data.draw(st.lists(st.integers(0, len(whole)), max_size=8))
+    assert outcome(lambda: in_pieces(whole, cuts)) == outcome(lambda: check_tensors(whole))
 
 
 def test_bfloat16_is_widened():
