@@ -9,7 +9,7 @@ from neuraverse.errors import MissingExtraError, NeuraverseError, StorageError
 
 INTERRUPTED = 130
 _EXTRAS = {
-    "registry": ("aiosqlite", "fastapi", "sqlalchemy", "starlette", "uvicorn"),
+    "registry": ("fastapi", "sqlalchemy", "starlette", "uvicorn"),
     "sim": ("mjbatch", "mujoco"),
     "train": ("PIL", "gymnasium", "matplotlib", "onnx", "onnxscript", "ray", "tensorboard", "torch"),
 }
