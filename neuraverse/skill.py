@@ -210,10 +210,8 @@ class Skill:
             if not wrong:
                 try:
                     checker.feed(piece)
-                except (
-                    WeightsError
-                ) as error:  # to be told when the bytes are known to be those that were signed
-                    wrong.append(error)
+                except WeightsError as error:
+                    wrong.append(error)  # told once the bytes are known to be those that were signed
 
         self._compare(name, *hash_regular(self.path / name, MAX_FILE_BYTES, look))
         for error in wrong:

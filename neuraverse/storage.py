@@ -97,6 +97,8 @@ def hash_regular(path: Path, limit: int, look: Callable[[memoryview], object]) -
                 hashing = pool.submit(sha256.update, part)
             look(part)
             at += count
+            if at > size:  # it grows, perhaps for ever
+                break
             buffers.reverse()
         if hashing is not None:
             hashing.result()

@@ -176,22 +176,15 @@ def gc(
 
 def stats(data: Data = None, config: Config = None, json: options.Json = None) -> None:
     """Show how much a registry holds."""
+    from neuraverse.registry import index
+
     out = Out(json)
 
     async def count(registry: Registry) -> dict[str, Any]:
-        from neuraverse.registry import index
-        from neuraverse.registry.vault import usage
-
-        counts = await registry.database.read(index.counts)
-        held = await registry.database.read(usage)
         places = {"database": registry.database.name, "store": registry.store.name}
-        return {
-            "registry": registry.database.registry_id,
-            **places,
-            **counts,
-            "blobs": held["blobs"],
-            "bytes": held["blob_bytes"],
-        }
+        counts = await registry.database.read(index.counts)
+        counts["bytes"] = counts.pop("blob_bytes")
+        return {"registry": registry.database.registry_id, **places, **counts}
 
     found = _with(_settings(data, config), count)
     out.fields([(name, f"{v:,}" if isinstance(v, int) else v) for name, v in found.items()])

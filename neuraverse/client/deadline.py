@@ -57,9 +57,7 @@ class Connections:
     def _expect(self, request: object, seconds: float) -> None:
         self._due[request] = time.monotonic() + seconds
         with self._lock:
-            if (
-                self._watched
-            ):  # one thread for all: to start one for each request would cost as much as asking
+            if self._watched:  # one thread for all: one for each request would cost as much as asking
                 return
             self._watched = True
         pause_s = min(_CHECK_S, seconds / 2)

@@ -141,7 +141,7 @@ def _unpoint(db: Connection, skill: Row[Any], said: Statement, by: str) -> int:
 def _alias(db: Connection, skill: Row[Any], alias: str) -> tuple[ColumnElement[bool], Row[Any] | None]:
     where = and_(aliases.c.skill_id == skill.id, aliases.c.alias == alias)
     query = select(versions.c.version, versions.c.digest).join(aliases).where(where)
-    return where, (db.execute(query)).one_or_none()  # type: ignore[return-value]
+    return where, db.execute(query).one_or_none()  # type: ignore[return-value]
 
 
 def _set_state(db: Connection, skill: Row[Any], said: Statement, by: str) -> int:

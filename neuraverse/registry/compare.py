@@ -62,7 +62,7 @@ def difference(db: Connection, name: str, old: str, new: str) -> dict[str, Any]:
     Raises:
         Problem: 404, 409, 410.
     """
-    rows = [(find_version(db, name, which))[1] for which in (old, new)]
+    rows = [find_version(db, name, which)[1] for which in (old, new)]
     query = select(manifests.c.manifest)
     data = [db.scalar(query.where(manifests.c.version_id == row.id)) for row in rows]
     before, after = (SkillManifest.parse(bytes(each or b"")).model_dump(mode="json") for each in data)

@@ -73,6 +73,7 @@ class Database:
         """
         if self._engine is not None:
             return
+        self._connect()
         try:
             self.registry_id = await self.write(_opened, migrate)
         except StorageError:
@@ -107,6 +108,7 @@ class Database:
         Raises:
             StorageError: The database cannot be used, or there is no such step.
         """
+        self._connect()
         try:
             await self.write(_migrate, revision)
         except (SQLAlchemyError, OSError) as error:
@@ -114,16 +116,15 @@ class Database:
         finally:
             await self.close()
 
-    def _connected(self) -> _Engine:
-        if self._engine is None:
-            self._engine = _Sqlite(self._url) if self.kind == "sqlite" else _Postgres(self._url)
-        return self._engine
+    def _connect(self) -> None:
+        self._engine = _Sqlite(self._url) if self.kind == "sqlite" else _Postgres(self._url)
 
     async def read(
         self, ask: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """What a function finds in a transaction that sees one state of the database."""
-        return await self._connected().read(functools.partial(_call, ask, args, kwargs))
+        assert self._engine is not None, "the database is not open"
+        return await self._engine.read(functools.partial(_call, ask, args, kwargs))
 
     async def write(
         self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -132,8 +133,8 @@ class Database:
 
         One at a time. A caller who is cancelled meanwhile still learns how it ended, and is cancelled then.
         """
-        work = self._connected().write(functools.partial(_call, change, args, kwargs))
-        return await _ended(work)
+        assert self._engine is not None, "the database is not open"
+        return await _ended(self._engine.write(functools.partial(_call, change, args, kwargs)))
 
     def listen(self, wake: Callable[[], None]) -> None:
         """Call `wake` when another process may have committed something.

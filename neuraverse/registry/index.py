@@ -254,9 +254,9 @@ def head(db: Connection) -> int:
 
 
 def counts(db: Connection) -> dict[str, int]:
-    """How many organisations, skills, versions and events there are."""
-    found = {}
-    for table in (orgs, skills, versions, events):
+    """How many organisations, skills, versions, events and blobs there are, and the blobs' bytes."""
+    found = {"blob_bytes": int(db.scalar(select(func.coalesce(func.sum(blobs.c.size), 0))) or 0)}
+    for table in (orgs, skills, versions, events, blobs):
         found[table.name] = int(db.scalar(select(func.count()).select_from(table)) or 0)
     return found
 

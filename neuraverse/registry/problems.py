@@ -20,6 +20,17 @@ from neuraverse.registry.limits import MAX_SHOWN
 log = logging.getLogger("neuraverse.registry")
 _DISK_SIGNS = ("disk is full", "readonly database", "disk I/O error")
 
+_REMEDIES = {
+    400: "see /openapi.json for what is expected",
+    404: "check the address; GET /v1/skills lists what is here",
+    405: "see /openapi.json for what can be done there",
+    408: "send faster, or in smaller pieces through /v1/uploads",
+    413: "send less at once; large files go through /v1/uploads",
+    416: "ask for a range within the file",
+    422: "see /openapi.json for what is expected",
+}
+"""What can be done about a refusal that has no advice of its own."""
+
 
 class Problem(Exception):  # noqa: N818 - RFC 9457's own word
     """One refusal.
@@ -49,7 +60,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word
         self.status = status
         self.kind = kind
         self.detail = detail
-        self.remedy = remedy
+        self.remedy = remedy or _REMEDIES.get(status, "")
         self.headers = headers
         self.field = field
         self.extra = extra or {}

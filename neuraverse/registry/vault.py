@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, insert, select, update
 
 from neuraverse.errors import IntegrityError, NeuraverseError
 from neuraverse.registry.config import Settings
@@ -236,12 +236,6 @@ class Vault:
         await self.store.discard(upload)
 
 
-def usage(db: Connection) -> dict[str, int]:
-    """How many blobs there are, and their bytes in total."""
-    row = db.execute(select(func.count(), func.coalesce(func.sum(blobs.c.size), 0))).one()
-    return {"blobs": int(row[0]), "blob_bytes": int(row[1])}
-
-
 def known_keys(db: Connection, keys: Sequence[str]) -> set[str]:
     """Those that a row speaks of."""
     return set(db.scalars(select(blobs.c.key).where(blobs.c.key.in_(keys))))
@@ -250,17 +244,17 @@ def known_keys(db: Connection, keys: Sequence[str]) -> set[str]:
 def record(db: Connection, arrived: Sequence[Incoming], lease_until: str) -> list[str]:
     """Enter rows for objects that are durable; the digests that are new. What was lost is found again."""
     coming = {each.sha256: each for each in arrived}
-    lost = {row.sha256: row.lost for row in db.execute(_KNOWN, {"digests": list(coming)})}
+    known = {row.sha256: row.lost for row in db.execute(_KNOWN, {"digests": list(coming)})}
     new = [
         {"sha256": sha256, "size": each.size, "key": each.key, "lease_until": lease_until, "lost": False}
         for sha256, each in coming.items()
-        if lost.get(sha256, True)
+        if known.get(sha256, True)
     ]
-    fresh = [row | {"created_at": now()} for row in new if row["sha256"] not in lost]
+    fresh = [row | {"created_at": now()} for row in new if row["sha256"] not in known]
     if fresh:
         db.execute(insert(blobs), fresh)
     for row in new:
-        if row["sha256"] in lost:
+        if row["sha256"] in known:
             db.execute(update(blobs).where(blobs.c.sha256 == row["sha256"]).values(row))
     return [str(row["sha256"]) for row in new]
 
@@ -274,7 +268,7 @@ def _enter(db: Connection, arrived: Sequence[Incoming], lease_until: str) -> lis
 
 
 def _lease(db: Connection, digests: Sequence[str], until: str) -> dict[str, str]:
-    """Keep those that are here until then; which those are."""
+    """Keep those that are here until then at least; which those are."""
     held = dict.fromkeys(_leases(db, digests), until)
     if held:
         later = and_(blobs.c.sha256.in_(held), blobs.c.lease_until < until)

@@ -100,7 +100,7 @@ def authority(tmp_path_factory):
 
 class Registry(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.server.seen.append((self.path, dict(self.headers)))
+        self.server.seen.append(self.saw())
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(PAGE)))
@@ -109,6 +109,9 @@ class Registry(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+    def saw(self):
+        return self.path, dict(self.headers)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -145,7 +148,7 @@ def secure(authority):
         yield server
 
 
-class Proxy(http.server.BaseHTTPRequestHandler):
+class Proxy(Registry):
     """Knows that `HOST` lives at ``server.target``, and passes on what is meant for it."""
 
     def do_CONNECT(self):
@@ -167,16 +170,8 @@ class Proxy(http.server.BaseHTTPRequestHandler):
                         return
                     ends[end].sendall(data)
 
-    def do_GET(self):
-        self.server.seen.append(("GET", self.path, self.headers.get("Proxy-Authorization")))
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(PAGE)))
-        self.end_headers()
-        self.wfile.write(PAGE)
-
-    def log_message(self, *_):
-        pass
+    def saw(self):
+        return "GET", self.path, self.headers.get("Proxy-Authorization")
 
 
 @pytest.fixture

@@ -200,3 +200,13 @@ def assert_cheap(
         assert length < 1000, f"{name}: a message of {length} characters"
         assert grown < ALLOWED, f"{name}: {grown / MEGABYTE:.0f} MB"
     assert {name for name, (outcome, *_) in found.items() if outcome == "accepted"} == set(accepted)
+
+
+def places(value, path=()):
+    """The path of every value within a JSON value."""
+    yield path
+    members = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
+    for key, member in members:
+        yield from places(member, (*path, key))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from neuraverse.errors import ManifestError
 from neuraverse.manifest import BLOBS, MAX_MANIFEST_BYTES, MAX_MARKS, SkillManifest
-from tests.fuzz.hostile import any_bytes, assert_cheap, few_and_many, filled, for_each, spoilt
+from tests.fuzz.hostile import any_bytes, assert_cheap, few_and_many, filled, for_each, places, spoilt
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +63,6 @@ def test_spoilt_files(examples, good):
 @few_and_many
 def test_any_bytes(examples, good):
     for_each(any_bytes(*(good[0][:at] for at in (1, 50, 500)), b"\xff\xfe{\0"), examples, refused_or_sound)
-
-
-def places(value, path=()):
-    """The path of every value within a JSON value."""
-    yield path
-    members = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    )
-    for key, member in members:
-        yield from places(member, (*path, key))
 
 
 # Written into the JSON as they are.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from neuraverse.errors import ContentError, SignatureError
 from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE
 from neuraverse.trust import KeyStore, verify_manifest
-from tests.fuzz.hostile import any_bytes, assert_cheap, few_and_many, filled, for_each, spoilt
+from tests.fuzz.hostile import any_bytes, assert_cheap, few_and_many, filled, for_each, places, spoilt
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +108,6 @@ HOSTILE = (
         '"1.0.0"',
     ),
 )
-
-
-def places(value, path=()):
-    yield path
-    members = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    )
-    for key, member in members:
-        yield from places(member, (*path, key))
 
 
 def written(value, path, text: str, how: str) -> str:

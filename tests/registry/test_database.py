@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 import pytest
@@ -26,47 +27,50 @@ def test_who_is_cancelled_while_it_is_committed_learns_how_it_ended(plain):
     """Else a publish would remove the files of a version that is visible."""
 
     async def main():
-        database = Database(plain.database_url)
-        await database.open()
         begun, go, learnt = threading.Event(), threading.Event(), []
 
-        async def publish():
+        async def publish(database):
             learnt.append(await database.write(add, "acme", begun, go))
             await asyncio.sleep(0)
             learnt.append("went on")
 
-        task = asyncio.create_task(publish())
-        await asyncio.to_thread(begun.wait, 20)
-        for _ in range(2):
-            task.cancel()
-            await asyncio.sleep(0.02)
-        assert not task.done()
-        go.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert learnt == [7]
-        assert (await database.read(counts))["orgs"] == 1
-        await database.close()
+        async with opened(plain) as database:
+            task = asyncio.create_task(publish(database))
+            await asyncio.to_thread(begun.wait, 20)
+            for _ in range(2):
+                task.cancel()
+                await asyncio.sleep(0.02)
+            assert not task.done()
+            go.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert learnt == [7]
+            assert (await database.read(counts))["orgs"] == 1
 
     asyncio.run(main())
 
 
+@contextlib.asynccontextmanager
+async def opened(settings):
+    database = Database(settings.database_url)
+    await database.open()
+    yield database
+    await database.close()
+
+
 @pytest.mark.storages
 def test_what_raises_leaves_nothing(settings):
+    def fail(db):
+        add(db, "acme")
+        raise ValueError("no")
+
     async def main():
-        database = Database(settings.database_url)
-        await database.open()
-
-        def fail(db):
-            add(db, "acme")
-            raise ValueError("no")
-
-        with pytest.raises(ValueError, match="no"):
-            await database.write(fail)
-        assert (await database.read(counts))["orgs"] == 0
-        await database.write(add, "acme")
-        assert (await database.read(counts))["orgs"] == 1
-        await database.close()
+        async with opened(settings) as database:
+            with pytest.raises(ValueError, match="no"):
+                await database.write(fail)
+            assert (await database.read(counts))["orgs"] == 0
+            await database.write(add, "acme")
+            assert (await database.read(counts))["orgs"] == 1
 
     asyncio.run(main())
 
@@ -74,13 +78,22 @@ def test_what_raises_leaves_nothing(settings):
 @pytest.mark.storages
 def test_many_writers_and_readers_at_once(settings):
     async def main():
-        database = Database(settings.database_url)
-        await database.open()
-        writing = [database.write(add, f"org-{i}") for i in range(40)]
-        reading = [database.read(counts) for _ in range(40)]
-        found = await asyncio.gather(*writing, *reading)
-        assert found[:40] == [7] * 40
-        assert (await database.read(counts))["orgs"] == 40
-        await database.close()
+        async with opened(settings) as database:
+            writing = [database.write(add, f"org-{i}") for i in range(40)]
+            found = await asyncio.gather(*writing, *(database.read(counts) for _ in range(40)))
+            assert found[:40] == [7] * 40
+            assert (await database.read(counts))["orgs"] == 40
+
+    asyncio.run(main())
+
+
+def test_what_is_closed_is_not_opened_again_by_who_comes_late(plain):
+    """The lock of the folder may be another's by then."""
+
+    async def main():
+        async with opened(plain) as database:
+            pass
+        with pytest.raises(AssertionError, match="not open"):
+            await database.write(add, "acme")
 
     asyncio.run(main())

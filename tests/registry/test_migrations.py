@@ -20,6 +20,7 @@ from tests.registry.test_publish import TAR, parcel
 async def looked_at(settings, look):
     """What `look(connection)` finds in the database."""
     database = Database(settings.database_url)
+    database._connect()  # as it is: opening it would bring it up to date
     try:
         return await database.read(look)
     finally:

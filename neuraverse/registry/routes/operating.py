@@ -14,7 +14,6 @@ from neuraverse.registry import index
 from neuraverse.registry.metrics import Metrics
 from neuraverse.registry.routes.fields import refusals
 from neuraverse.registry.service import Registry
-from neuraverse.registry.vault import usage
 
 _PROBE_S = 5.0
 
@@ -47,7 +46,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus() -> Response:
         """Counters for Prometheus."""
-        counts = await registry.database.read(index.counts) | await registry.database.read(usage)
+        counts = await registry.database.read(index.counts)
         return Response(metrics.render(counts), media_type="text/plain; version=0.0.4")
 
     return api

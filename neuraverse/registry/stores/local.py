@@ -100,7 +100,8 @@ class LocalStore:
             self._seal_folders(made)
         except BaseException:
             for each in made:
-                (self._root / each.key).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # or the collector removes it
+                    (self._root / each.key).unlink(missing_ok=True)
             raise
         return made
 
