@@ -68,7 +68,11 @@ def apply(db: Connection, name: str, text: str, signature: str) -> dict[str, Any
 def _about_this(said: Statement, skill: Row[Any], here: str) -> None:
     if said.name != skill.name:
         raise Problem(
-            409, "other-skill", f"the statement is about {said.name}, not {skill.name}", field="name"
+            409,
+            "other-skill",
+            f"the statement is about {said.name}, not {skill.name}",
+            remedy="send it to that skill's address",
+            field="name",
         )
     if said.registry != here:
         raise Problem(

@@ -47,7 +47,12 @@ class Vault:
         if row is None:
             raise Problem(404, "no-such-blob", f"there is no blob {sha256}")
         if row.held and not row.free:
-            raise Problem(410, "revoked", f"the blob {sha256} belongs to a skill that was revoked")
+            raise Problem(
+                410,
+                "revoked",
+                f"the blob {sha256} belongs to a skill that was revoked",
+                remedy="use another version",
+            )
         if row.lost:
             raise lost(sha256)
         return Blob(sha256=sha256, size=row.size, key=row.key)

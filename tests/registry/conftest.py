@@ -196,6 +196,7 @@ def problem(answer, status, kind=None):
     body = answer.json()
     assert {"type", "title", "status", "detail", "remedy"} <= set(body)
     assert body["status"] == status
+    assert body["remedy"], body
     assert kind is None or body["type"] == f"urn:neuraverse:problem:{kind}", body
     return body
 
