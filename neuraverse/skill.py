@@ -221,7 +221,10 @@ class Skill:
     def _compare(self, name: str, size: int, sha256: str) -> None:
         entry = self.manifest.files[name]  # type: ignore[index]
         if size != entry.size:
-            raise IntegrityError(f"{name} has {size} bytes, not {entry.size} as its manifest says")
+            raise IntegrityError(
+                f"{name} has {size} bytes, not {entry.size} as its manifest says",
+                remedy="pull the skill again",
+            )
         if sha256 != entry.sha256:
             raise IntegrityError(
                 f"{name} differs from what its manifest says: its SHA-256 is not {entry.sha256[:12]}…",
