@@ -195,7 +195,7 @@ class Cache:
             shutil.rmtree(grave, ignore_errors=True)
 
     def remove_skill(self, digest: str) -> Removed | None:
-        """Remove a skill, unless somebody pulls or uses it.
+        """Remove a skill, unless somebody uses it, or pulls it or one that shares its lock.
 
         Returns:
             What that freed; None if it is in use.

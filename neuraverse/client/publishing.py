@@ -1,7 +1,7 @@
 """One skill from a folder into a registry: what it lacks of the files, and the manifest.
 
-A small skill goes in one piece. Of a large one, the files go first, several at a time, each of which goes on
-where it was cut.
+A small skill goes in one piece. Of a large one, the files go first, several at a time; each goes on where it
+was cut, as long as this process lives. Another one sends again the files that had not arrived whole.
 """
 
 from __future__ import annotations
