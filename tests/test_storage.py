@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import random
 import stat
 
 import pytest
 
 from neuraverse.errors import IntegrityError, StorageError, UsageError
-from neuraverse.storage import disk_errors, new_folder, read_regular, write_atomic
+from neuraverse.storage import disk_errors, hash_regular, new_folder, read_regular, write_atomic
 
 
 def fail_with(code):
@@ -130,3 +132,27 @@ def test_only_errors_of_the_system_are_translated(tmp_path):
         disk_errors("read", tmp_path),
     ):
         raise PermissionError(errno.EACCES, "no")
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, (5 << 20) + 3])
+def test_a_file_is_shown_whole_and_in_order_while_it_is_hashed(tmp_path, size):
+    data = random.Random(size).randbytes(size)
+    (tmp_path / "file").write_bytes(data)
+    seen = bytearray()
+    found = hash_regular(tmp_path / "file", size, seen.extend)
+    assert found == (size, hashlib.sha256(data).hexdigest())
+    assert seen == data
+
+
+def test_a_file_that_grows_while_it_is_hashed_is_read_no_further(tmp_path):
+    path, pieces = tmp_path / "file", []
+    path.write_bytes(bytes(3 << 20))
+
+    def look(piece):
+        pieces.append(len(piece))
+        with path.open("ab") as file:
+            file.write(bytes(2 << 20))
+
+    with pytest.raises(IntegrityError, match="changed its size"):
+        hash_regular(path, 10 << 20, look)
+    assert sum(pieces) <= 4 << 20
