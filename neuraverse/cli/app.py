@@ -54,8 +54,9 @@ class Cli(TyperGroup):
         except (typer.Abort, KeyboardInterrupt):
             code = INTERRUPTED
         except Exception as error:
-            if isinstance(error, BrokenPipeError):
-                _leave_silently()
+            _drop_what_cannot_be_written()
+            if isinstance(error, BrokenPipeError):  # the reader of stdout has gone, as `| head` does
+                sys.exit(1)
             if debug and not isinstance(error, _ClickError):
                 raise
             code = _say(error, words)
@@ -78,11 +79,13 @@ def _say(error: Exception, words: Sequence[str]) -> int:
     return ours.exit_code
 
 
-def _leave_silently() -> NoReturn:
-    """The reader of stdout has gone, as ``| head`` does."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
+def _drop_what_cannot_be_written() -> None:
+    """What stdout still holds and cannot take; else the interpreter fails over it again, with its own code."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 app = typer.Typer(

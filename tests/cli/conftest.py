@@ -85,7 +85,9 @@ def process(tmp_path):
             "text": True,
             "cwd": tmp_path,
         } | kwargs
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        # As most people run it: with a buffer, which may fail to be written when the command is over.
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        env["OMP_NUM_THREADS"] = "1"
         started.append(subprocess.Popen([sys.executable, "-c", program], env=env, **kwargs))
         return started[-1]
 
