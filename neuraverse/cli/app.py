@@ -80,7 +80,7 @@ def _say(error: Exception, words: Sequence[str]) -> int:
 
 
 def _drop_what_cannot_be_written() -> None:
-    """What stdout still holds and cannot take; else the interpreter fails over it again, with its own code."""
+    """What stdout still holds and cannot take; else the interpreter fails over it, with a code of its own."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
