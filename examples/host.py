@@ -25,6 +25,6 @@ with background(args.data) as url, Client(url) as client:
         )
     timer = threading.Timer(args.seconds, stop.set)
     timer.start()
-    for event in client.watch(after=0, stop=stop):
+    for event in client.watch(after="0", stop=stop):
         print(event.id, event.at, event.type, event.name, event.version)
     timer.cancel()

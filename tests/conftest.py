@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,9 @@ from neuraverse.trust import KeyStore, sign
 # A busy machine is no reason to fail.
 hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
+
+# Tests of tenants close their registries; in all others, nobody has to sign in.
+os.environ["NEURAVERSE_REGISTRY_OPEN"] = "true"
 
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that; the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -64,6 +64,14 @@ def serve(
         int | None,
         typer.Option("--port", metavar="N", help="Port to listen on, 8420 by default; 0 takes a free one."),
     ] = None,
+    everybody: Annotated[
+        bool | None,
+        typer.Option(
+            "--open/--closed",
+            help="Whether anybody may publish under names that no organisation with members has; closed by"
+            " default.",
+        ),
+    ] = None,
     config: Config = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print every setting as it holds, as TOML, and end.")
@@ -79,13 +87,14 @@ def serve(
 ) -> None:
     """Host a registry until Ctrl-C.
 
-    Whoever reaches its address may publish under a name that is free; what belongs to an organisation changes
-    by its signature alone. Robots trust keys, not the server. Settings come from the command line, the
-    environment (NEURAVERSE_REGISTRY_...), the file, and defaults, in this order.
+    Its first start prints a code, with which `neuraverse login` makes you its operator; you make
+    organisations and invite. With --open, anybody may publish under names that are free. Robots trust keys,
+    not the server. Settings come from the command line, the environment (NEURAVERSE_REGISTRY_...), the file,
+    and defaults, in this order.
     """
     from neuraverse.registry import serve as run
 
-    settings = _settings(data, config, host=host, port=port)
+    settings = _settings(data, config, host=host, port=port, open=everybody)
     if print_config:
         print(settings.as_toml(), end="")
         return

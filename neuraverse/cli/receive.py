@@ -237,12 +237,11 @@ def watch(
         typer.Argument(metavar="ORG/SKILL", help="Only this skill; all without.", show_default=False),
     ] = None,
     after: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             "--after",
-            metavar="N",
-            min=0,
-            help="Events behind this number; 0 is the beginning, now if not given.",
+            metavar="CURSOR",
+            help="Events behind this one, as `--json` shows it; 0 is the beginning, now if not given.",
         ),
     ] = None,
     registry: options.Registry = None,
@@ -265,7 +264,7 @@ def watch(
             parents = f"  child of {' '.join(event.parents)}" if event.parents else ""
             version = f"@{event.version}" if event.version else ""
             why = f": {event.reason}" if event.reason else ""
-            out.line(f"{event.id:>6}  {event.at}  {event.type} {event.name}{version}{alias}{why}{parents}")
+            out.line(f"{event.at}  {event.type} {event.name}{version}{alias}{why}{parents}")
             sys.stdout.flush()
 
 

@@ -61,7 +61,7 @@ def publish(
 def watch(
     name: str | None = None,
     *,
-    after: int | None = None,
+    after: str | None = None,
     registry: str | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[Event]:

@@ -17,12 +17,22 @@ from typing import TYPE_CHECKING, Any, Self
 
 from neuraverse.client import answers
 from neuraverse.client.cache import Cache
+from neuraverse.client.credentials import token_for
 from neuraverse.client.download import Progress
 from neuraverse.client.keeping import Kept, kept
 from neuraverse.client.memory import Memory
 from neuraverse.client.publishing import publish
 from neuraverse.client.pulling import Pull, fetch_manifest, note_revoked, open_local
-from neuraverse.client.refs import Event, Ref, Resolved, Summary, is_path, resolved_of
+from neuraverse.client.refs import (
+    BEGINNING,
+    CURSOR,
+    Event,
+    Ref,
+    Resolved,
+    Summary,
+    is_path,
+    resolved_of,
+)
 from neuraverse.client.transport import Transport
 from neuraverse.client.watching import watch
 from neuraverse.errors import IntegrityError, ManifestError, NetworkError, RevokedError, UsageError
@@ -46,7 +56,7 @@ class Client:
         url: Address of the registry; ``$NEURAVERSE_REGISTRY`` or http://127.0.0.1:8420 if not given.
         home: Where keys, trust and cache live; ``$NEURAVERSE_HOME`` or its default if not given.
         http: An httpx client to use instead of an own one; it stays open.
-        token: Sent as a bearer token.
+        token: Sent as a bearer token; ``$NEURAVERSE_TOKEN`` or what `neuraverse login` got if not given.
 
     Raises:
         UsageError: The address is no HTTP URL.
@@ -62,9 +72,11 @@ class Client:
     ) -> None:
         from neuraverse.trust import KeyStore
 
-        self._transport = Transport(url, http, token)
         self.keys: KeyStore = KeyStore(home)
         self.home: Path = self.keys.home
+        self._transport = Transport(url, http, token)
+        if token is None:
+            self._transport.token = token_for(self.home, self._transport.url)
         self._cache = Cache(self.home)
         self._memory = Memory(home=self.home, registry=self._transport.url)
 
@@ -238,7 +250,12 @@ class Client:
         return [each for each in kept(self._cache) if not name or each.name == name]
 
     def publish(
-        self, path: Path | str, *, key: str = "default", progress: Progress | None = None
+        self,
+        path: Path | str,
+        *,
+        key: str = "default",
+        progress: Progress | None = None,
+        visibility: str | None = None,
     ) -> Resolved:
         """Check a skill directory, upload what the registry lacks, and make it visible.
 
@@ -248,6 +265,8 @@ class Client:
             path: The directory.
             key: Name of the own key that signs.
             progress: Called with bytes done and bytes in total.
+            visibility: Who may see a skill that is new: ``public``, ``network`` (whoever signs in) or
+                ``private`` (the organisation); what the organisation has set if None.
 
         Raises:
             ContentError: The directory is no valid skill, or signed by another key.
@@ -256,7 +275,7 @@ class Client:
             RegistryError: The registry refused; the message says why.
             NetworkError: It could not be asked.
         """
-        return publish(self._transport, self.keys, Path(path), key, progress)
+        return publish(self._transport, self.keys, Path(path), key, progress, visibility)
 
     def describe(self, name: str) -> dict[str, Any]:
         """Versions and their states, aliases, deprecation and serial number of a skill.
@@ -343,31 +362,32 @@ class Client:
             raise UsageError(f"{ref} is a digest", remedy="write org/skill, or org/skill@version")
         return wanted
 
-    def cursor(self) -> int:
+    def cursor(self) -> str:
         """Where the event feed stands now; `watch` and `events` from here miss nothing that comes later."""
         return self._events(None, 0.0)[1]
 
-    def events(self, after: int = 0, wait: float = 0.0) -> list[Event]:
+    def events(self, after: str = BEGINNING, wait: float = 0.0) -> list[Event]:
         """Events behind the cursor `after`, in order; waits up to `wait` s, at most 30, for the first."""
         return self._events(after, wait)[0]
 
-    def _events(self, after: int | None, wait: float) -> tuple[list[Event], int, bool]:
-        params = {"wait": str(wait), "limit": "1000"} | ({} if after is None else {"after": str(after)})
+    def _events(self, after: str | None, wait: float, **wanted: str) -> tuple[list[Event], str, bool]:
+        params = {"wait": str(wait), "limit": "1000", **wanted}
+        params |= {} if after is None else {"after": after}
         page = self._transport.json("GET", "/v1/events", params=params, read_s=wait + 10.0)
         events, cursor = page.get("events"), page.get("next")
-        if not isinstance(events, list) or type(cursor) is not int:
+        if not isinstance(events, list) or not (isinstance(cursor, str) and re.fullmatch(CURSOR, cursor)):
             raise NetworkError(f"{self.url} sent events that are none")
         return [Event.of(e) for e in events], cursor, page.get("reset") is True
 
     def watch(
-        self, after: int | None = None, name: str | None = None, stop: threading.Event | None = None
+        self, after: str | None = None, name: str | None = None, stop: threading.Event | None = None
     ) -> Iterator[Event]:
         """Events as they happen, each once and in order, for ever.
 
         Lost connections are made anew by themselves; where streams do not get through, it polls.
 
         Args:
-            after: Cursor to begin behind; 0 is the beginning, None is now, for which the registry is asked.
+            after: Cursor to begin behind; "0" is the beginning, None is now, for which the registry is asked.
             name: Only events of this skill, and resets.
             stop: Ends the iteration soon after it is set.
 

@@ -32,7 +32,12 @@ _FRUITLESS = 2 * FRUITLESS_TRIES  # a try is two requests: where it stands, and 
 
 
 def publish(
-    transport: Transport, keys: KeyStore, path: Path, key: str, progress: Progress | None
+    transport: Transport,
+    keys: KeyStore,
+    path: Path,
+    key: str,
+    progress: Progress | None,
+    visibility: str | None = None,
 ) -> Resolved:
     """Check, sign if need be, upload and publish; see `Client.publish`."""
     from neuraverse.skill import MANIFEST, SIGNATURE, Skill
@@ -54,7 +59,7 @@ def publish(
     else:
         signature, _ = signature_of(skill.manifest, manifest, private)
         write_atomic(path / SIGNATURE, signature)
-    return _Publish(transport, skill, held, progress).run(manifest, signature, public.pem)
+    return _Publish(transport, skill, held, progress, visibility).run(manifest, signature, public.pem)
 
 
 def _size(path: Path) -> int:
@@ -65,7 +70,12 @@ def _size(path: Path) -> int:
 
 class _Publish:
     def __init__(
-        self, transport: Transport, skill: Skill, held: Mapping[str, bytes], progress: Progress | None
+        self,
+        transport: Transport,
+        skill: Skill,
+        held: Mapping[str, bytes],
+        progress: Progress | None,
+        visibility: str | None,
     ) -> None:
         self._transport = transport
         self._skill = skill
@@ -74,6 +84,8 @@ class _Publish:
         self._total = sum(entry.size for entry in self._files.values())
         self._sent: dict[str, int] = {}
         self._progress = progress
+        self._org = {"org": skill.manifest.org}
+        self._seen = {} if visibility is None else {"visibility": visibility}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
@@ -98,7 +110,9 @@ class _Publish:
             self._upload_all(lacking)
             texts = [data.decode() for _, data in documents]
             request = {"json": dict(zip(("manifest", "signature", "public_key"), texts, strict=True))}
-        found = resolved_of(self._transport.json("POST", "/v1/skills", ok=(200, 201), **request))
+        found = resolved_of(
+            self._transport.json("POST", "/v1/skills", ok=(200, 201), params=self._seen, **request)
+        )
         ours = (self._skill.name, self._skill.version, self._skill.digest)
         if (found.name, found.version, found.digest) != ours:
             raise IntegrityError(
@@ -113,7 +127,9 @@ class _Publish:
     def _lacking(self) -> list[str]:
         """Names of the files that the registry does not have."""
         wanted = {"sha256": sorted({entry.sha256 for entry in self._files.values()})}
-        missing = self._transport.json("POST", "/v1/blobs/missing", json=wanted).get("missing")
+        missing = self._transport.json("POST", "/v1/blobs/missing", json=wanted, params=self._org).get(
+            "missing"
+        )
         if not isinstance(missing, list):
             raise NetworkError(f"{self._transport.url} sent a list of missing blobs that is none")
         return [name for name, entry in self._files.items() if entry.sha256 in missing]
@@ -160,7 +176,7 @@ class _Publish:
     def _begin(self, entry: FileEntry) -> str:
         """Where to upload a file to; empty if the registry has it by now."""
         wanted = {"sha256": entry.sha256, "size": entry.size}
-        begun = self._transport.json("POST", "/v1/uploads", ok=(200, 201), json=wanted)
+        begun = self._transport.json("POST", "/v1/uploads", ok=(200, 201), json=wanted, params=self._org)
         return "" if begun.get("exists") is True else f"/v1/uploads/{begun.get('id')}"
 
     def _piece(self, name: str, path: str, offset: int) -> int:

@@ -12,6 +12,8 @@ from urllib.parse import quote
 from neuraverse.errors import NetworkError, UsageError
 
 LATEST = "latest"
+BEGINNING = "0"  # the cursor before all events
+CURSOR = "0|[0-9a-f]{8}-[0-9]{1,16}"
 _WHICH = r"[0-9A-Za-z.,<>=^~* -]{1,128}"
 _TEXTS, _CHARACTERS = 10, 1000  # of what a publisher says, as much is passed on
 
@@ -154,9 +156,10 @@ class Event:
     """Something that happened in a registry. A hint: what it says is checked when the skill is pulled.
 
     Attributes:
-        id: Its place in the order, and the cursor behind it.
+        id: Its place in the order.
+        cursor: Where a reader stands that has seen it.
         type: ``published``, ``alias``, ``unalias``, ``yanked``, ``unyanked``, ``revoked``, ``deprecated``,
-            ``undeprecated``; or ``reset``: the registry is another or a restored one, look anew.
+            ``undeprecated``, ``visibility``; or ``reset``: the registry is another or restored, look anew.
         name: ``org/skill``.
         version: The version that was published or that the alias now means.
         digest: ``sha256:<hex>`` of that version.
@@ -167,10 +170,12 @@ class Event:
         previous: The version that it meant before, if any.
         reason: Why a version was yanked or revoked.
         by: Fingerprint of the key that signed the change.
+        visibility: Who sees the skill from now on, if that changed.
     """
 
     id: int
     type: str
+    cursor: str = BEGINNING
     name: str = ""
     version: str = ""
     digest: str = ""
@@ -181,6 +186,7 @@ class Event:
     previous: str = ""
     reason: str = ""
     by: str = ""
+    visibility: str = ""
 
     @classmethod
     def of(cls, plain: object) -> Self:
@@ -197,9 +203,14 @@ class Event:
         if not isinstance(parents, list | tuple) or not all(isinstance(p, str) for p in parents):
             raise NetworkError(f"the registry sent event {number} with malformed parents")
         texts = {k: _text(fields, k) for k in ("type", "name", "version", "digest", "at")}
-        optional = {k: fields.get(k) for k in ("interface", "alias", "previous", "reason", "by")}
+        optional = {
+            k: fields.get(k) for k in ("interface", "alias", "previous", "reason", "by", "visibility")
+        }
         extra = {k: v for k, v in optional.items() if isinstance(v, str)}
-        return cls(id=number, parents=tuple(parents), **texts, **extra)
+        cursor = fields.get("cursor")
+        if not isinstance(cursor, str) or not re.fullmatch(CURSOR, cursor):
+            raise NetworkError(f"the registry sent event {number} without a cursor")
+        return cls(id=number, cursor=cursor, parents=tuple(parents), **texts, **extra)
 
 
 def _fields(plain: object) -> Mapping[str, Any]:

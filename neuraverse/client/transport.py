@@ -64,8 +64,11 @@ class Transport:
         self._connections = Connections()
         # Bodies are checked byte by byte, so no encoding may come between.
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "neuraverse"}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
+        self.token = token
+
+    def _with_token(self) -> dict[str, str]:
+        """The headers of a request to the registry itself; nobody else gets the token."""
+        return self._headers | ({"Authorization": f"Bearer {self.token}"} if self.token else {})
 
     def close(self) -> None:
         """Close the connections, if they are ours."""
@@ -98,7 +101,7 @@ class Transport:
             RegistryError: It refused.
         """
         with self._ask(
-            method, self.url + path, {**self._headers, **(headers or {})}, read_s, request
+            method, self.url + path, {**self._with_token(), **(headers or {})}, read_s, request
         ) as found:
             if found.status_code not in ok:
                 raise self._refusal(found)
@@ -120,7 +123,7 @@ class Transport:
         allowed = ("https",) if self.url.startswith("https:") else ("https", "http")
         if there.scheme not in allowed or not there.host:
             raise self._stranger(f"it sent us to {printable(elsewhere)[:100]!r} for {path}")
-        plain = {k: v for k, v in {**self._headers, **headers}.items() if k != "Authorization"}
+        plain = {**self._headers, **headers}
         with self._ask("GET", elsewhere, plain, None, {}) as found:
             if found.status_code not in ok:
                 raise NetworkError(

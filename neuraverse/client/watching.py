@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from neuraverse.client.refs import Event
+from neuraverse.client.refs import BEGINNING, CURSOR, Event
 from neuraverse.client.sse import parse
 from neuraverse.client.transport import Transport
 from neuraverse.errors import NetworkError, RegistryError
@@ -29,15 +30,14 @@ SILENCE_S = 45.0  # a stream without even a heartbeat for so long is dead
 MAX_PAUSE_S = 30.0
 _FIRST_PAUSE_S = 0.5
 _STOP_CHECK_S = 0.1
-_CURSOR_DIGITS = 16
 
-Page = tuple[list[Event], int, bool]
+Page = tuple[list[Event], str, bool]
 
 
 def watch(
     transport: Transport,
-    poll: Callable[[int | None, float], Page],
-    after: int,
+    poll: Callable[..., Page],
+    after: str,
     name: str | None,
     stop: threading.Event | None,
 ) -> Iterator[Event]:
@@ -59,13 +59,14 @@ class _Watch:
     def __init__(
         self,
         transport: Transport,
-        poll: Callable[[int | None, float], Page],
-        after: int,
+        poll: Callable[..., Page],
+        after: str,
         stop: threading.Event,
     ) -> None:
         self._transport = transport
         self._poll = poll
         self._cursor = after
+        self._last = 0  # id of the last event that was given on: none comes twice, whatever a registry sends
         self._stop = stop
         self._stream_from = 0.0  # when to try a stream again [s, monotonic]
         self._failures = 0
@@ -96,13 +97,14 @@ class _Watch:
                 yield self._reset(cursor)
                 continue
             yield from self._new(events)
+            self._cursor = cursor
             if not events:
                 return
 
     def _follow(self) -> Iterator[Event]:
         """Streams until the stream ends; if nothing gets through, polling does for a while."""
         heard = False
-        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(self._cursor)}
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": self._cursor}
         try:
             with (
                 self._transport.stream(
@@ -119,8 +121,10 @@ class _Watch:
                         return
                     if message.type == "reset":
                         yield self._reset(_cursor(message.id))
-                    elif message.data:
+                        continue
+                    if message.data:
                         yield from self._new([Event.of(_json(message.data))])
+                    self._cursor = _cursor(message.id)
         except RegistryError:
             self._do_without_stream()
         except NetworkError:
@@ -133,18 +137,18 @@ class _Watch:
 
     def _new(self, events: list[Event]) -> Iterator[Event]:
         for event in events:
-            if event.id > self._cursor:
-                self._cursor = event.id
+            if event.id > self._last:
+                self._last = event.id
                 yield event
 
-    def _reset(self, cursor: int) -> Event:
-        self._cursor = cursor
-        return Event(id=cursor, type="reset")
+    def _reset(self, cursor: str) -> Event:
+        self._cursor, self._last = cursor, 0
+        return Event(id=0, type="reset", cursor=cursor)
 
 
-def _cursor(text: str) -> int:
-    """An id as a number; whatever is none means the beginning."""
-    return int(text) if text.isdecimal() and len(text) <= _CURSOR_DIGITS else 0
+def _cursor(text: str) -> str:
+    """Where a stream says that its reader stands; whatever is none means the beginning."""
+    return text if re.fullmatch(CURSOR, text) else BEGINNING
 
 
 def _json(text: str) -> Any:

@@ -18,7 +18,7 @@ def main(data: str, ready_file: str) -> int:
     """Serve on a free port of loopback; 0 when told to end, 1 with one line on stderr if it cannot."""
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
-        serve(Settings.load(data=data, port=0), ready_file=ready_file)
+        serve(Settings.load(data=data, port=0, open=True), ready_file=ready_file)
     except NeuraverseError as error:
         print(error, file=sys.stderr)
         return 1

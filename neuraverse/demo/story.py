@@ -180,7 +180,7 @@ class _Story:
             )
         ready = [cell.ready.remote() for cell in cells.values()]
         listening = {
-            robot: cell.listen.remote(self.name, target=TARGET, episodes=PROBE_EPISODES, after=0)
+            robot: cell.listen.remote(self.name, target=TARGET, episodes=PROBE_EPISODES, after="0")
             for robot, cell in cells.items()
         }
         self.narrator.say(f"{', '.join(ROBOTS)} wait at the registry, each with its own keys and cache")

@@ -88,7 +88,7 @@ class Cell:
         self._threads = threads
         self._client = Client(registry, home=home)
         self._env: Any = None
-        self._cursor: int | None = None
+        self._cursor: str | None = None
 
     def ready(self) -> Offer:
         """Set up the cell; `listen` misses nothing that is published from now on.
@@ -123,7 +123,7 @@ class Cell:
         target: float = 0.9,
         episodes: int = 128,
         success_return: float | None = None,
-        after: int | None = None,
+        after: str | None = None,
     ) -> AdoptionReport:
         """Wait until the skill `name` is published, then pull, verify, probe and decide.
 
@@ -132,7 +132,7 @@ class Cell:
             target: Success that is good enough: the Wilson lower bound must reach it.
             episodes: Episodes of the probe.
             success_return: See `neuraverse.learn.evaluate`.
-            after: Cursor to begin behind, 0 for everything ever published; from `ready` on if not given.
+            after: Cursor to begin behind, "0" for everything ever published; from `ready` on if not given.
 
         Raises:
             NetworkError: The registry could not be asked.
@@ -141,7 +141,7 @@ class Cell:
         self.ready()
         for event in self._client.watch(self._cursor if after is None else after, name):
             arrived, began = datetime.now(UTC), time.monotonic()
-            self._cursor = event.id
+            self._cursor = event.cursor
             found = self._published(event, name)
             if found is not None:
                 late = (arrived - datetime.fromisoformat(event.at)).total_seconds() if event.at else 0.0

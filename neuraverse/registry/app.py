@@ -13,12 +13,13 @@ import neuraverse
 from neuraverse.registry import problems
 from neuraverse.registry.bodies import BodyLimit
 from neuraverse.registry.config import Settings
+from neuraverse.registry.identify import Identify
 from neuraverse.registry.index import search
 from neuraverse.registry.limits import MAX_PAGE, MAX_QUERY_CHARACTERS
 from neuraverse.registry.logs import Access
 from neuraverse.registry.metrics import Measure, Metrics
 from neuraverse.registry.page import page
-from neuraverse.registry.routes import blobs, events, operating, skills
+from neuraverse.registry.routes import accounts, blobs, events, operating, skills
 from neuraverse.registry.routes.fields import ProblemDocument
 from neuraverse.registry.service import Registry
 
@@ -54,6 +55,7 @@ def create_app(settings: Settings | Path | str) -> FastAPI:
         redoc_url=None,
     )
     app.state.registry = registry
+    app.add_middleware(Identify, access=registry.access, settings=settings)
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(Measure, metrics=metrics)
     app.add_middleware(Access)
@@ -62,6 +64,7 @@ def create_app(settings: Settings | Path | str) -> FastAPI:
         skills.router(registry),
         blobs.router(registry),
         events.router(registry),
+        accounts.router(registry),
         operating.router(registry, metrics),
     ):
         app.include_router(router)
@@ -69,7 +72,9 @@ def create_app(settings: Settings | Path | str) -> FastAPI:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def home(request: Request, q: str = "", cursor: str = "") -> HTMLResponse:
         words = q[:MAX_QUERY_CHARACTERS].replace("\0", " ")
-        found, following = await registry.database.read(search, words, cursor.replace("\0", ""), MAX_PAGE)
+        found, following = await registry.database.read(
+            search, request.state.caller, words, cursor.replace("\0", ""), MAX_PAGE
+        )
         html = page(found, following, q, str(request.base_url).rstrip("/"))
         return HTMLResponse(html, headers={"Content-Security-Policy": _CSP})
 
@@ -85,6 +90,9 @@ def _describe_problems(app: FastAPI) -> None:
         document = make()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas.setdefault("ProblemDocument", ProblemDocument.model_json_schema())
+        schemes = document["components"].setdefault("securitySchemes", {})
+        schemes["token"] = {"type": "http", "scheme": "bearer", "description": "`neuraverse login` gets one"}
+        document["security"] = [{}, {"token": []}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

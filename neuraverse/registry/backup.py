@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,11 +35,8 @@ if TYPE_CHECKING:
     from neuraverse.registry.service import Registry
 
 FORMAT = "neuraverse.backup/1"
-SCHEMA = "0002"
-_LEFT_OUT = {"uploads"}  # they expire
-_GAP = 1_000_000
-"""Events of a restored registry begin so far behind the last of the backup. Readers that had seen later ones,
-which are lost, would otherwise take new events for old."""
+SCHEMA = "0003"
+_LEFT_OUT = {"uploads", "listings", "postings"}  # they expire, or follow from the others
 _MAX_NOTE_BYTES = 64 << 10
 _BATCH = 500
 
@@ -138,6 +136,8 @@ def _dump(db: Connection, file: BinaryIO) -> tuple[int, int, dict[str, tuple[int
                 if plain["sha256"] not in used:
                     continue
                 held[plain["sha256"]] = (plain["size"], plain["key"])
+            if table is tables.holdings and plain["until"] is not None:
+                continue
             file.write(json.dumps([table.name, _plain(plain)]).encode() + b"\n")
     return head, versions, held
 
@@ -247,7 +247,7 @@ async def restore(
             remedy="restore into a new data folder or database",
         )
     keys = await _bring(registry, folder, rows, note.bytes, progress)
-    await registry.database.write(_fill, rows, keys, note.head)
+    await registry.database.write(_fill, rows, keys)
     registry.database.registry_id = note.registry
     return note
 
@@ -302,29 +302,18 @@ def _batches(rows: Path) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
         yield current, batch
 
 
-def _fill(db: Connection, rows: Path, keys: dict[str, str], head: int) -> None:
-    """Enter all rows; the blobs have new keys."""
+def _fill(db: Connection, rows: Path, keys: dict[str, str]) -> None:
+    """Enter all rows; the blobs have new keys, and the feed a new mark, so that its readers look anew."""
     db.execute(tables.registry.delete())
     for table, batch in _batches(rows):
         for row in batch:
             if table is tables.blobs:
                 row |= {"key": keys[row["sha256"]], "lost": False}
+            elif table is tables.registry:
+                row |= {"feed": secrets.token_hex(4)}
         db.execute(insert(table), batch)
-    _number_on(db, head)
-
-
-def _number_on(db: Connection, head: int) -> None:
-    """Let new rows take ids behind those that were brought."""
-    if db.dialect.name == "sqlite":
-        changed = db.execute(
-            text("UPDATE sqlite_sequence SET seq = :seq WHERE name = 'events'"), {"seq": head + _GAP}
-        )
-        if not changed.rowcount:
-            db.execute(
-                text("INSERT INTO sqlite_sequence (name, seq) VALUES ('events', :seq)"), {"seq": head + _GAP}
-            )
-        return
-    for table in (tables.orgs, tables.skills, tables.versions, tables.events):
-        top = int(db.scalar(select(func.max(table.c.id))) or 0) + (_GAP if table is tables.events else 0)
-        sequence = f"pg_get_serial_sequence('{table.name}', 'id')"
-        db.execute(text(f"SELECT setval({sequence}, :top)"), {"top": max(top, 1)})
+    if db.dialect.name == "postgresql":
+        for table in (tables.orgs, tables.accounts, tables.skills, tables.versions, tables.audit):
+            top = int(db.scalar(select(func.max(table.c.id))) or 0)
+            sequence = f"pg_get_serial_sequence('{table.name}', 'id')"
+            db.execute(text(f"SELECT setval({sequence}, :top)"), {"top": max(top, 1)})

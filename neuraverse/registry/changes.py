@@ -12,16 +12,20 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, insert, sel
 
 from neuraverse.errors import SignatureError
 from neuraverse.keys import PublicKey
+from neuraverse.registry import quotas
+from neuraverse.registry.access import Caller, Right, forbidden, note, rights_changed
+from neuraverse.registry.config import Settings
 from neuraverse.registry.database import notify
+from neuraverse.registry.events import now_us, tell
 from neuraverse.registry.index import LATEST, find_skill, find_version
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.publishing import tell
 from neuraverse.registry.tables import (
     ACTIVE,
     REVOKED,
     YANKED,
     aliases,
     now,
+    orgs,
     publisher_keys,
     registry,
     skills,
@@ -32,11 +36,15 @@ from neuraverse.statement import Statement, parse, verify
 _STATES = {"yank": (YANKED, "yanked"), "unyank": (ACTIVE, "unyanked"), "revoke": (REVOKED, "revoked")}
 
 
-def apply(db: Connection, name: str, text: str, signature: str) -> dict[str, Any]:
+def apply(
+    db: Connection, caller: Caller, settings: Settings, name: str, text: str, signature: str
+) -> dict[str, Any]:
     """Carry out one statement; for `Database.write`.
 
     Args:
         db: The transaction.
+        caller: Who asks.
+        settings: Limits of organisations that have none of their own.
         name: ``org/skill`` that it must be about.
         text: Exact text of the statement.
         signature: Base64 of the signature over it.
@@ -50,19 +58,45 @@ def apply(db: Connection, name: str, text: str, signature: str) -> dict[str, Any
             cannot be.
     """
     said = parse(text)
-    skill = find_skill(db, name)
-    query = select(publisher_keys.c.pem).where(publisher_keys.c.org_id == skill.org_id)
+    skill = find_skill(db, caller, name)
+    org = db.execute(select(orgs).where(orgs.c.id == skill.org_id)).one()
+    right: Right = "publish" if said.alias and said.alias not in org.protected else "curate"
+    if not caller.acts(right, org):
+        raise forbidden(caller, f"{said.action} {said.alias or skill.name}", right)
+    mine = and_(publisher_keys.c.org_id == skill.org_id, publisher_keys.c.revoked_at.is_(None))
+    query = select(publisher_keys.c.pem).where(mine)
     keys = [PublicKey.parse(pem.encode()) for pem in db.scalars(query)]
     try:
         by = verify(text, signature, keys)
     except SignatureError as error:
         raise Problem(403, "not-your-org", error.message, remedy=error.remedy, field="signature") from error
     _about_this(said, skill, str(db.scalar(select(registry.c.id))))
-    event = _carry_out(db, skill, said, by)
+    quotas.event_allowed(db, org, quotas.Limits.of(settings, org), now_us())
+    event = _carry_out(db, caller, skill, said, by)
     serial = skill.serial + 1
     db.execute(update(skills).where(skills.c.id == skill.id).values(serial=serial))
+    note(db, caller, org.id, said.action, said.name, **said.model_dump(exclude_defaults=True))
     notify(db)
     return {"name": name, "serial": serial, "event": event}
+
+
+def show(db: Connection, caller: Caller, settings: Settings, name: str, visibility: str) -> dict[str, Any]:
+    """Show a skill to others, or hide it; for `Registry.rule`.
+
+    Raises:
+        Problem: 401, 403, 404, 409 nobody could see it, 429.
+    """
+    skill = find_skill(db, caller, name)
+    org = db.execute(select(orgs).where(orgs.c.id == skill.org_id)).one()
+    if not caller.may("curate", org.id):
+        raise forbidden(caller, f"change who sees {name}", "curate")
+    if visibility != skill.visibility:
+        quotas.event_allowed(db, org, quotas.Limits.of(settings, org), now_us())
+        db.execute(update(skills).where(skills.c.id == skill.id).values(visibility=visibility))
+        rights_changed(db)
+        note(db, caller, org.id, "visibility", name, visibility=visibility, before=skill.visibility)
+        tell(db, org.id, skill.id, "visibility", name, "", "", "", {"visibility": visibility})
+    return {"name": name, "visibility": visibility}
 
 
 def _about_this(said: Statement, skill: Row[Any], here: str) -> None:
@@ -93,19 +127,19 @@ def _about_this(said: Statement, skill: Row[Any], here: str) -> None:
         )
 
 
-def _carry_out(db: Connection, skill: Row[Any], said: Statement, by: str) -> int:
+def _carry_out(db: Connection, caller: Caller, skill: Row[Any], said: Statement, by: str) -> int:
     match said.action:
         case "alias":
-            return _point(db, skill, said, by)
+            return _point(db, caller, skill, said, by)
         case "unalias":
             return _unpoint(db, skill, said, by)
         case "yank" | "unyank" | "revoke":
-            return _set_state(db, skill, said, by)
+            return _set_state(db, caller, skill, said, by)
         case _:
-            return _deprecate(db, skill, said, by)
+            return _deprecate(db, caller, skill, said, by)
 
 
-def _point(db: Connection, skill: Row[Any], said: Statement, by: str) -> int:
+def _point(db: Connection, caller: Caller, skill: Row[Any], said: Statement, by: str) -> int:
     if said.alias == LATEST:
         raise Problem(
             409,
@@ -114,7 +148,7 @@ def _point(db: Connection, skill: Row[Any], said: Statement, by: str) -> int:
             remedy="choose another alias",
             field="alias",
         )
-    _, target = find_version(db, skill.name, said.version, exact=True)
+    _, target = find_version(db, caller, skill.name, said.version, exact=True)
     if target.state != ACTIVE:
         raise Problem(
             409,
@@ -130,7 +164,7 @@ def _point(db: Connection, skill: Row[Any], said: Statement, by: str) -> int:
     else:
         db.execute(update(aliases).where(where).values(values))
     data = {"alias": said.alias, "previous": old.version if old else None}
-    return tell(db, skill.org_id, "alias", skill.name, target.version, target.digest, by, data)
+    return tell(db, skill.org_id, skill.id, "alias", skill.name, target.version, target.digest, by, data)
 
 
 def _unpoint(db: Connection, skill: Row[Any], said: Statement, by: str) -> int:
@@ -139,7 +173,7 @@ def _unpoint(db: Connection, skill: Row[Any], said: Statement, by: str) -> int:
         raise Problem(404, "no-such-alias", f"{skill.name} has no alias {said.alias!r}", field="alias")
     db.execute(delete(aliases).where(where))
     data = {"alias": said.alias, "previous": old.version}
-    return tell(db, skill.org_id, "unalias", skill.name, old.version, old.digest, by, data)
+    return tell(db, skill.org_id, skill.id, "unalias", skill.name, old.version, old.digest, by, data)
 
 
 def _alias(db: Connection, skill: Row[Any], alias: str) -> tuple[ColumnElement[bool], Row[Any] | None]:
@@ -148,9 +182,9 @@ def _alias(db: Connection, skill: Row[Any], alias: str) -> tuple[ColumnElement[b
     return where, db.execute(query).one_or_none()  # type: ignore[return-value]
 
 
-def _set_state(db: Connection, skill: Row[Any], said: Statement, by: str) -> int:
+def _set_state(db: Connection, caller: Caller, skill: Row[Any], said: Statement, by: str) -> int:
     state, kind = _STATES[said.action]
-    _, row = find_version(db, skill.name, said.version, exact=True)
+    _, row = find_version(db, caller, skill.name, said.version, exact=True)
     if row.state == REVOKED and state != REVOKED:
         raise Problem(
             409,
@@ -161,15 +195,15 @@ def _set_state(db: Connection, skill: Row[Any], said: Statement, by: str) -> int
         )
     db.execute(update(versions).where(versions.c.id == row.id).values(state=state, reason=said.reason))
     data = {"reason": said.reason}
-    return tell(db, skill.org_id, kind, skill.name, row.version, row.digest, by, data)
+    return tell(db, skill.org_id, skill.id, kind, skill.name, row.version, row.digest, by, data)
 
 
-def _deprecate(db: Connection, skill: Row[Any], said: Statement, by: str) -> int:
+def _deprecate(db: Connection, caller: Caller, skill: Row[Any], said: Statement, by: str) -> int:
     over = said.action == "undeprecate"
     successor = None if over or not said.successor else said.successor
     if successor is not None:
-        find_skill(db, successor)
+        find_skill(db, caller, successor)
     values = {"deprecated": None if over else said.message, "successor": successor}
     db.execute(update(skills).where(skills.c.id == skill.id).values(values))
     data = {} if over else {"message": said.message, "successor": successor}
-    return tell(db, skill.org_id, f"{said.action}d", skill.name, "", "", by, data)
+    return tell(db, skill.org_id, skill.id, f"{said.action}d", skill.name, "", "", by, data)

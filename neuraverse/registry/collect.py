@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, delete, exists, select
 
+from neuraverse.registry.quotas import let_go
 from neuraverse.registry.tables import blobs, now, uploads, version_files
 from neuraverse.registry.vault import known_keys
 
@@ -60,6 +61,8 @@ async def collect(registry: Registry, *, dry_run: bool = False) -> Collected:
     Raises:
         StorageError: The store fails; what was removed so far is consistent.
     """
+    if not dry_run:
+        await registry.database.write(let_go)
     count = size = 0
     while True:
         rows = await registry.database.write(_unused, None if dry_run else _BATCH)

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from neuraverse.manifest import SkillManifest
+from neuraverse.registry.access import Caller
 from neuraverse.registry.index import find_version
 from neuraverse.registry.limits import MAX_LINEAGE
 from neuraverse.registry.tables import lineage, manifests, skills, versions
@@ -20,13 +21,13 @@ _PARTS = {
 }
 
 
-def graph(db: Connection, name: str, which: str) -> dict[str, Any]:
-    """Every ancestor and descendant of one version, at most `MAX_LINEAGE` of them, the nearest first.
+def graph(db: Connection, caller: Caller, name: str, which: str) -> dict[str, Any]:
+    """Ancestors and descendants of a version that the caller sees, at most `MAX_LINEAGE`, the nearest first.
 
     Raises:
         Problem: 404, 409, 410.
     """
-    _, row = find_version(db, name, which)
+    _, row = find_version(db, caller, name, which)
     known, edges = {row.id}, set()
     for mine, other in (
         (lineage.c.child_id, lineage.c.parent_id),
@@ -34,7 +35,9 @@ def graph(db: Connection, name: str, which: str) -> dict[str, Any]:
     ):
         edge = {row.id}
         while edge and len(known) < MAX_LINEAGE:
-            query = select(lineage).where(mine.in_(edge)).limit(MAX_LINEAGE)
+            joined = lineage.join(versions, versions.c.id == other).join(skills)
+            query = select(lineage).select_from(joined)
+            query = query.where(mine.in_(edge), caller.seen()).limit(MAX_LINEAGE)
             found = [(each.parent_id, each.child_id) for each in db.execute(query)]
             edges.update(found)
             edge = {each[0] if other is lineage.c.parent_id else each[1] for each in found} - known
@@ -56,13 +59,13 @@ def graph(db: Connection, name: str, which: str) -> dict[str, Any]:
     return {"root": row.digest, "nodes": nodes, "edges": pairs}
 
 
-def difference(db: Connection, name: str, old: str, new: str) -> dict[str, Any]:
+def difference(db: Connection, caller: Caller, name: str, old: str, new: str) -> dict[str, Any]:
     """What differs between two versions: interface, evaluation, training and files, field by field.
 
     Raises:
         Problem: 404, 409, 410.
     """
-    rows = [find_version(db, name, which)[1] for which in (old, new)]
+    rows = [find_version(db, caller, name, which)[1] for which in (old, new)]
     query = select(manifests.c.manifest)
     data = [db.scalar(query.where(manifests.c.version_id == row.id)) for row in rows]
     before, after = (SkillManifest.parse(bytes(each or b"")).model_dump(mode="json") for each in data)

@@ -48,6 +48,17 @@ class Settings(BaseSettings):
     """Address to listen on; 0.0.0.0 for all."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8420
     """0 takes a free one."""
+    open: bool = False
+    """Whether anybody may publish under names that no organisation with members has; for a desk or class."""
+    anonymous: bool = True
+    """Whether public skills can be read without signing in."""
+    quota_bytes: Annotated[int, Field(ge=0)] = 100 << 30
+    """What an organisation may store, unless it was given a quota of its own; 0 is without limit."""
+    quota_versions: Annotated[int, Field(ge=0)] = 100_000
+    quota_requests: Annotated[int, Field(ge=0)] = 60_000
+    """Requests a minute by an organisation's members and robots, at each server process."""
+    quota_events: Annotated[int, Field(ge=0)] = 10_000
+    """Events an hour."""
     max_blob_bytes: Annotated[int, Field(ge=1, le=MAX_FILE_BYTES)] = MAX_FILE_BYTES
     upload_hours: Annotated[float, Field(gt=0, le=8760)] = 24.0
     """How long an upload may take."""

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import secrets
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,7 @@ class Database:
         self._url = parsed.set(drivername=self.kind)
         self.name = self._url.render_as_string(hide_password=True)
         self.path = Path(self._url.database or "") if self.kind == "sqlite" else None
+        self.shared = self.kind == "postgresql"  # with other server processes
         self._engine: _Engine | None = None
         self._listener: asyncio.Task[None] | None = None
         self.registry_id = ""
@@ -276,7 +278,8 @@ def _opened(db: Connection, migrate: bool) -> str:
     found = db.scalar(select(tables.registry.c.id))
     if found is None:
         found = str(uuid.uuid4())
-        db.execute(insert(tables.registry).values(id=found, created_at=tables.now()))
+        values = {"id": found, "created_at": tables.now(), "feed": secrets.token_hex(4)}
+        db.execute(insert(tables.registry).values(**values))
     return str(found)
 
 

@@ -1,40 +1,153 @@
-"""Telling readers that there is something new. The database holds the truth; this only wakes them up."""
+"""Telling readers what is new: one look into the database for all of them, and a place to wait.
+
+The database holds the truth. What is kept here is its newest part, as it was when it was told; when rights
+change it is dropped, so that nobody is shown by it what has been hidden meanwhile.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
 
-import anyio
+from sqlalchemy import Connection, Row, select
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from neuraverse.registry.limits import HEARTBEAT_S
+from neuraverse.registry import events, tables
+from neuraverse.registry.access import Access, Caller
+from neuraverse.registry.events import Event, Wanted
+from neuraverse.registry.limits import HEARTBEAT_S, MAX_STREAMED, READER_S
+from neuraverse.registry.problems import Problem
+from neuraverse.registry.tables import skills, versions
 
-Event = dict[str, Any]
-_RESET = "event: reset\ndata: {}\n"
+if TYPE_CHECKING:
+    from neuraverse.registry.database import Database
+
+log = logging.getLogger("neuraverse.registry")
+_KEPT = 4096
+# A wake-up that was lost costs that long, and no event.
+_LOOK_S = 0.5
+_LOOK_ALONE_S = 5.0
+
+
+class _Told:
+    """One event in memory, and how it is sent."""
+
+    __slots__ = ("_block", "row")
+
+    def __init__(self, row: Row[Any]) -> None:
+        self.row = row
+        self._block: bytes | None = None
+
+    def block(self, mark: str) -> bytes:
+        if self._block is None:
+            self._block = block(events.plain(self.row, mark))
+        return self._block
 
 
 class Feed:
-    """Wakes whoever waits. A reader takes a `ticket`, reads, and waits on it if there was nothing."""
+    """Wakes whoever waits, when there is something new.
 
-    def __init__(self) -> None:
+    Args:
+        database: The index.
+        access: Told when another process changes rights.
+    """
+
+    def __init__(self, database: Database, access: Access) -> None:
+        self._database = database
+        self._access = access
+        self._look_s = _LOOK_S if database.shared else _LOOK_ALONE_S
+        self._told: deque[_Told] = deque()
+        self._from = self._head = 0  # all events between are in `_told`, that one not included
+        self._dirty = asyncio.Event()
         self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.mark = ""
         self.closed = False
 
-    def ticket(self) -> asyncio.Event:
-        """Take this before reading: what is committed afterwards sets it."""
-        return self._changed
+    async def open(self) -> None:
+        """Begin to look."""
+        self.mark, self._head = await self._database.read(_start)
+        self._from = self._head
+        self._task = asyncio.create_task(self._looking())
+
+    async def close(self) -> None:
+        """Stop looking."""
+        self.end()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    def end(self) -> None:
+        """Send every waiting reader home; the server is stopping."""
+        self.closed = True
+        self._announce()
 
     def wake(self) -> None:
-        """There is something new."""
+        """There may be something new."""
+        self._dirty.set()
+
+    def forget(self) -> None:
+        """Rights have changed: what is kept may not be shown to everybody who could see it."""
+        self._told.clear()
+        self._from = self._head
+        self._announce()  # readers look whether they still may read
+        self._dirty.set()
+
+    def ticket(self) -> asyncio.Event:
+        """Take this before reading: what is told afterwards sets it."""
+        return self._changed
+
+    def _announce(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def close(self) -> None:
-        """Send every waiting reader home; the server is stopping."""
-        self.closed = True
-        self.wake()
+    async def _looking(self) -> None:
+        while True:
+            await wait(self._dirty, self._look_s)
+            self._dirty.clear()
+            try:
+                if self._database.shared and await self._access.look():
+                    self.forget()
+                    self._dirty.clear()
+                await self._look()
+            except (SQLAlchemyError, OSError) as error:
+                log.warning("events come late: %s", error)
+                await asyncio.sleep(1.0)
+
+    async def _look(self) -> None:
+        while True:
+            head = self._head
+            found = await self._database.read(_behind, head, MAX_STREAMED)
+            if not found or head != self._head:
+                return
+            self._head = found[-1].id
+            self._told.extend(map(_Told, found))
+            while len(self._told) > _KEPT:
+                self._from = self._told.popleft().row.id
+            self._announce()
+
+    async def blocks(self, caller: Caller, after: int, wanted: Wanted) -> tuple[bytes, int]:
+        """What to send to a reader that stands behind `after`, and where it stands then; at most a page."""
+        if after >= self._from:
+            new = takewhile(lambda each: each.row.id > after, reversed(self._told))
+            page = list(new)[::-1][:MAX_STREAMED]
+            passed = [t.block(self.mark) for t in page if events.sees(caller, t.row) and wanted.passes(t.row)]
+            return b"".join(passed), page[-1].row.id if page else after
+        start = self._from  # of before reading: what is told meanwhile may not be in it
+        rows = await self._database.read(events.behind, caller, after, MAX_STREAMED, wanted)
+        data = b"".join(block(events.plain(row, self.mark)) for row in rows)
+        if len(rows) == MAX_STREAMED:
+            return data, rows[-1].id
+        return data, max(after, start, rows[-1].id if rows else 0)
 
 
 async def wait(ticket: asyncio.Event, seconds: float) -> bool:
@@ -47,26 +160,119 @@ async def wait(ticket: asyncio.Event, seconds: float) -> bool:
     return True
 
 
-async def sse(
-    feed: Feed, read: Callable[[int], Awaitable[Sequence[Event]]], after: int, *, reset: bool = False
-) -> AsyncIterator[bytes]:
-    """Events behind `after` as Server-Sent Events, for ever, with heartbeats.
-
-    The first block carries an id and no data: it gives a new reader its cursor.
-    A heartbeat also reads again, so that a wake-up that was lost costs seconds and no event.
-    """
-    yield f"retry: 1000\nid: {after}\n{_RESET if reset else ''}\n".encode()
-    while not feed.closed:
-        ticket = feed.ticket()
-        with anyio.CancelScope(shield=True):  # a reader that leaves in the middle spoils no connection
-            found = await read(after)
-        if found:
-            after = found[-1]["id"]
-            yield "".join(map(_block, found)).encode()
-        elif not await wait(ticket, HEARTBEAT_S):
-            yield b": heartbeat\n\n"
-
-
-def _block(event: Event) -> str:
+def block(event: Event) -> bytes:
+    """One event as Server-Sent Event."""
     text = json.dumps(event, separators=(",", ":"))
-    return f"id: {event['id']}\nevent: {event['type']}\ndata: {text}\n\n"
+    return f"id: {event['cursor']}\nevent: {event['type']}\ndata: {text}\n\n".encode()
+
+
+class EventStream(Response):
+    """Events as Server-Sent Events, for ever, with heartbeats.
+
+    The first block carries a cursor and no data: it gives a new reader its place. A reader that does not take
+    what it is sent is dropped, and comes back with its cursor; nothing is kept for it meanwhile. One whose
+    token ends, or whose rights are withdrawn, is sent home.
+
+    Args:
+        feed: Where from.
+        caller: Who reads, as things stand; raises `Problem` if they no longer may.
+        after: Where the reader stands.
+        wanted: What it asks for.
+        reset: Whether its cursor was not of this feed.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        feed: Feed,
+        caller: Callable[[], Awaitable[Caller]],
+        after: int,
+        wanted: Wanted,
+        *,
+        reset: bool = False,
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._feed = feed
+        self._caller = caller
+        self._after = after
+        self._wanted = wanted
+        self._reset = reset
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one reader until it leaves."""
+        work = asyncio.current_task()
+        assert work is not None
+        left = False
+
+        async def leave() -> None:
+            nonlocal left
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left = True
+            work.cancel()
+
+        listener = asyncio.create_task(leave())
+        try:
+            await self._serve(scope, send)
+        except asyncio.CancelledError:
+            if not left:
+                raise
+            work.uncancel()
+        finally:
+            listener.cancel()
+
+    async def _serve(self, scope: Scope, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        cursor = events.cursor(self._feed.mark, self._after)
+        reset = "event: reset\ndata: {}\n" if self._reset else ""
+        data = f"retry: 1000\nid: {cursor}\n{reset}\n".encode()
+        while True:
+            if data:
+                try:
+                    async with asyncio.timeout(READER_S):
+                        await send({"type": "http.response.body", "body": data, "more_body": True})
+                except TimeoutError:
+                    abort = scope.get("state", {}).get("abort")
+                    if abort is not None:
+                        abort()  # closing would wait until it has read what it does not read
+                    await asyncio.sleep(READER_S)  # the listener hears of it, and ends this
+                    return
+            ticket = self._feed.ticket()
+            try:
+                caller = await self._caller()
+            except Problem:
+                break
+            data, self._after = await self._feed.blocks(caller, self._after, self._wanted)
+            if self._feed.closed:
+                break
+            if not data and not await wait(ticket, min(HEARTBEAT_S, _until(caller))):
+                data = b": heartbeat\n\n"
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _until(caller: Caller) -> float:
+    """Seconds until a caller's token ends, a moment later."""
+    if not caller.expires_at:
+        return HEARTBEAT_S
+    end = datetime.fromisoformat(caller.expires_at)
+    return max(0.01, (end - datetime.now(end.tzinfo)).total_seconds() + 0.01)
+
+
+def _start(db: Connection) -> tuple[str, int]:
+    return events.mark(db), events.head(db)
+
+
+def _behind(db: Connection, after: int, limit: int) -> list[Row[Any]]:
+    """Events behind an id, whoever may see them, with who may."""
+    t = tables.events
+    query = (
+        select(t, skills.c.visibility, skills.c.org_id.label("owner"), versions.c.interface)
+        .join(skills, skills.c.id == t.c.skill_id)
+        .outerjoin(versions, versions.c.digest == t.c.digest)
+        .where(t.c.id > after)
+        .order_by(t.c.id)
+    )
+    return list(db.execute(query.limit(limit)))

@@ -12,13 +12,14 @@ from neuraverse.registry.problems import Problem
 from neuraverse.registry.stores import Blob
 from neuraverse.registry.vault import Vault
 
-IMMUTABLE = "public, max-age=31536000, immutable"
+_IMMUTABLE = "max-age=31536000, immutable"
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
-def immutable_headers(digest: str) -> dict[str, str]:
-    """Caching headers of bytes that their digest names."""
-    return {"ETag": f'"{digest}"', "Cache-Control": IMMUTABLE, "X-Content-Type-Options": "nosniff"}
+def immutable_headers(digest: str, everybody: bool) -> dict[str, str]:
+    """Caching headers of bytes that their digest names; what not everybody may see is for no shared cache."""
+    cache = f"{'public' if everybody else 'private'}, {_IMMUTABLE}"
+    return {"ETag": f'"{digest}"', "Cache-Control": cache, "X-Content-Type-Options": "nosniff"}
 
 
 def not_modified(request: Request, digest: str) -> bool:
@@ -57,7 +58,9 @@ def byte_range(request: Request, digest: str, size: int) -> tuple[int, int] | No
     return start, stop
 
 
-async def blob_response(request: Request, blob: Blob, vault: Vault, settings: Settings) -> Response:
+async def blob_response(
+    request: Request, blob: Blob, vault: Vault, settings: Settings, *, everybody: bool
+) -> Response:
     """The blob, a range of it, 304, or where else it can be had.
 
     An nginx in front is told which file to send; a client of an object store, where to fetch it.
@@ -66,7 +69,7 @@ async def blob_response(request: Request, blob: Blob, vault: Vault, settings: Se
         Problem: 416.
         StorageError: The store fails.
     """
-    headers = immutable_headers(blob.sha256) | {"Accept-Ranges": "bytes"}
+    headers = immutable_headers(blob.sha256, everybody) | {"Accept-Ranges": "bytes"}
     if not_modified(request, blob.sha256):
         return Response(status_code=304, headers=headers)
     binary = {"Content-Type": "application/octet-stream"}

@@ -6,16 +6,17 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, func, select
+from sqlalchemy import Connection, Row, and_, bindparam, exists, func, or_, select
 
 from neuraverse.errors import UsageError
 from neuraverse.manifest import VERSION_PATTERN
-from neuraverse.registry.feed import Event
+from neuraverse.registry.access import Caller
 from neuraverse.registry.limits import MAX_LINEAGE, MAX_VERSIONS
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.stores import Blob
 from neuraverse.registry.tables import (
     ACTIVE,
+    PUBLIC,
     REVOKED,
     YANKED,
     aliases,
@@ -71,24 +72,26 @@ class Whole:
     warnings: list[str]
 
 
-def find(db: Connection, name: str, which: str) -> dict[str, Any]:
+def find(db: Connection, caller: Caller, name: str, which: str) -> dict[str, Any]:
     """One version with its lineage.
 
     Args:
         db: A transaction.
+        caller: Who asks.
         name: ``org/skill``.
         which: A version, a range, an alias, or ``latest``.
 
     Raises:
         Problem: 404 there is none, 409 an alias of a yanked version, 410 it was revoked.
     """
-    skill, row = find_version(db, name, which)
+    skill, row = find_version(db, caller, name, which)
     up = select(versions.c.digest).join(lineage, lineage.c.parent_id == versions.c.id)
     parents = db.scalars(up.where(lineage.c.child_id == row.id).order_by(versions.c.id))
-    down = select(versions.c.digest).join(lineage, lineage.c.child_id == versions.c.id)
-    children = db.scalars(
-        down.where(lineage.c.parent_id == row.id).order_by(versions.c.id).limit(MAX_LINEAGE)
+    down = select(versions.c.digest).select_from(
+        lineage.join(versions, versions.c.id == lineage.c.child_id).join(skills)
     )
+    down = down.where(lineage.c.parent_id == row.id, caller.seen())
+    children = db.scalars(down.order_by(versions.c.id).limit(MAX_LINEAGE))
     return {
         "name": name,
         "version": row.version,
@@ -103,13 +106,13 @@ def find(db: Connection, name: str, which: str) -> dict[str, Any]:
     }
 
 
-def files(db: Connection, name: str, which: str) -> Whole:
+def files(db: Connection, caller: Caller, name: str, which: str) -> Whole:
     """All of one version.
 
     Raises:
         Problem: As `find`.
     """
-    skill, row = find_version(db, name, which)
+    skill, row = find_version(db, caller, name, which)
     held = list(db.execute(_FILES, {"version_id": row.id}))
     for each in held:
         if each.lost:
@@ -123,13 +126,13 @@ def files(db: Connection, name: str, which: str) -> Whole:
     )
 
 
-def describe(db: Connection, name: str) -> dict[str, Any]:
+def describe(db: Connection, caller: Caller, name: str) -> dict[str, Any]:
     """Versions, the latest first, and aliases of a skill, at most `MAX_VERSIONS` of each.
 
     Raises:
         Problem: 404.
     """
-    skill = find_skill(db, name)
+    skill = find_skill(db, caller, name)
     v = versions.c
     columns = v.version, v.digest, v.created_at.label("created"), v.state, v.reason
     every = select(*columns).where(v.skill_id == skill.id).order_by(*BY_ORDER)
@@ -141,19 +144,20 @@ def describe(db: Connection, name: str) -> dict[str, Any]:
         "name": name,
         "registry": db.scalar(select(registry.c.id)),
         "serial": skill.serial,
+        "visibility": skill.visibility,
         "deprecated": _deprecated(skill),
         "versions": [dict(r._mapping) for r in rows],
         "aliases": {r.alias: r.version for r in named},
     }
 
 
-def alias(db: Connection, name: str, alias: str) -> dict[str, Any]:
+def alias(db: Connection, caller: Caller, name: str, alias: str) -> dict[str, Any]:
     """What an alias means, and its moves, the newest first.
 
     Raises:
         Problem: 404 it never meant anything.
     """
-    skill = find_skill(db, name)
+    skill = find_skill(db, caller, name)
     at = and_(aliases.c.skill_id == skill.id, aliases.c.alias == alias)
     version = db.scalar(select(versions.c.version).join(aliases).where(at))
     mine = and_(events.c.name == name, events.c.type.in_(("alias", "unalias")))
@@ -174,11 +178,14 @@ def alias(db: Connection, name: str, alias: str) -> dict[str, Any]:
     return {"name": name, "alias": alias, "version": version, "moves": moves}
 
 
-def search(db: Connection, words: str, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+def search(
+    db: Connection, caller: Caller, words: str, after: str, limit: int
+) -> tuple[list[dict[str, Any]], str | None]:
     """Skills, by name, each with its latest version; yanked and revoked versions are passed over.
 
     Args:
         db: A transaction.
+        caller: Who asks.
         words: All must occur in name, title, description, tags, robot or environment.
         after: Names up to this one are left out.
         limit: At most this many.
@@ -201,7 +208,8 @@ def search(db: Connection, words: str, after: str, limit: int) -> tuple[list[dic
         .select_from(skills)
         .join(versions, v.id == latest)
         .where(skills.c.name > after)
-        .where(*(v.search.contains(word, autoescape=True) for word in words.lower().split()))
+        .where(caller.seen())
+        .where(*(func.lower(v.title).contains(word, autoescape=True) for word in words.lower().split()))
         .order_by(skills.c.name)
         .limit(limit + 1)
     )
@@ -209,48 +217,46 @@ def search(db: Connection, words: str, after: str, limit: int) -> tuple[list[dic
     return found[:limit], found[limit - 1]["name"] if len(found) > limit else None
 
 
-def document(db: Connection, digest: str, kind: str) -> bytes:
-    """The exact bytes of a ``manifest`` or ``signature``.
+def document(db: Connection, caller: Caller, digest: str, kind: str) -> tuple[bytes, bool]:
+    """The exact bytes of a ``manifest`` or ``signature``, and whether everybody may have them.
 
     Args:
         db: A transaction.
+        caller: Who asks.
         digest: ``sha256:<hex>`` of the manifest.
         kind: Which of the two.
 
     Raises:
         Problem: 404, 410.
     """
-    query = select(manifests.c[kind], versions.c.state, versions.c.reason).join(versions)
+    query = select(
+        manifests.c[kind], versions.c.state, versions.c.reason, skills.c.visibility, skills.c.org_id
+    )
+    query = query.select_from(manifests.join(versions).join(skills))
     row = db.execute(query.where(versions.c.digest == digest)).one_or_none()
-    if row is None:
+    if row is None or not caller.sees(row):
         raise Problem(404, "no-such-skill", f"there is no skill with the digest {digest}")
     if row.state == REVOKED:
         raise revoked(digest, row.reason)
-    return bytes(row[0])
+    return bytes(row[0]), row.visibility == PUBLIC
 
 
-def keys(db: Connection, org: str) -> list[str]:
+def keys(db: Connection, caller: Caller, org: str) -> list[str]:
     """PEM texts of the keys that an organisation publishes with, the oldest first.
+
+    An organisation of which the caller sees no skill, and which is not theirs, does not exist for them.
 
     Raises:
         Problem: 404.
     """
-    query = select(publisher_keys.c.pem).join(orgs).where(orgs.c.name == org)
-    found = list(db.scalars(query.order_by(publisher_keys.c.created_at)))
+    k = publisher_keys.c
+    shown = exists().where(skills.c.org_id == orgs.c.id, caller.seen())
+    known = or_(orgs.c.id.in_(caller.orgs), shown)
+    query = select(k.pem).join(orgs).where(orgs.c.name == org, k.revoked_at.is_(None), known)
+    found = list(db.scalars(query.order_by(k.created_at)))
     if not found:
         raise Problem(404, "no-such-org", f"there is no organisation named {org!r}")
     return found
-
-
-def events_behind(db: Connection, after: int, limit: int) -> list[Event]:
-    """Events behind the cursor `after`, in order."""
-    query = select(events).where(events.c.id > after).order_by(events.c.id).limit(limit)
-    return [_event(row) for row in db.execute(query)]
-
-
-def head(db: Connection) -> int:
-    """The cursor behind the newest event."""
-    return int(db.scalar(select(func.max(events.c.id))) or 0)
 
 
 def counts(db: Connection) -> dict[str, int]:
@@ -261,14 +267,14 @@ def counts(db: Connection) -> dict[str, int]:
     return found
 
 
-def find_skill(db: Connection, name: str) -> Row[Any]:
+def find_skill(db: Connection, caller: Caller, name: str) -> Row[Any]:
     """The row of a skill.
 
     Raises:
         Problem: 404.
     """
     found = db.execute(_SKILL, {"name": name}).one_or_none()
-    if found is None:
+    if found is None or not caller.sees(found):
         raise Problem(
             404,
             "no-such-skill",
@@ -278,11 +284,14 @@ def find_skill(db: Connection, name: str) -> Row[Any]:
     return found
 
 
-def find_version(db: Connection, name: str, which: str, *, exact: bool = False) -> tuple[Row[Any], Row[Any]]:
+def find_version(
+    db: Connection, caller: Caller, name: str, which: str, *, exact: bool = False
+) -> tuple[Row[Any], Row[Any]]:
     """The rows of a skill and of one version of it.
 
     Args:
         db: A transaction.
+        caller: Who asks.
         name: ``org/skill``.
         which: A version; unless `exact` also a range, an alias or ``latest``, which never mean a yanked one.
         exact: Whether to find versions in any state, and nothing but versions.
@@ -290,7 +299,7 @@ def find_version(db: Connection, name: str, which: str, *, exact: bool = False) 
     Raises:
         Problem: 400 it is none of these, 404 there is none, 409 an alias of a yanked version, 410 revoked.
     """
-    skill = find_skill(db, name)
+    skill = find_skill(db, caller, name)
     mine = select(versions).where(versions.c.skill_id == skill.id)
     if exact or re.fullmatch(VERSION_PATTERN, which):
         row = db.execute(_VERSION, {"skill_id": skill.id, "version": which}).one_or_none()
@@ -370,8 +379,3 @@ def _warnings(skill: Row[Any], row: Row[Any]) -> list[str]:
         instead = f"; use {skill.successor}" if skill.successor else ""
         found.append(f"{skill.name} is deprecated{_because(skill.deprecated)}{instead}")
     return found
-
-
-def _event(row: Row[Any]) -> Event:
-    plain = {k: getattr(row, k) for k in ("id", "type", "name", "version", "digest", "at", "by")}
-    return {**plain, **row.data}

@@ -7,18 +7,22 @@ import contextlib
 import mmap
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, insert, select
+from sqlalchemy import Connection, Row, and_, bindparam, insert, select, update
 
 from neuraverse.manifest import SkillManifest, digest_of
+from neuraverse.registry.access import Caller, forbidden, note
+from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database, notify
+from neuraverse.registry.events import now_us, tell
 from neuraverse.registry.problems import Problem
+from neuraverse.registry.quotas import Limits, event_allowed, held_before, hold, room_for, usable
 from neuraverse.registry.stores import Blob, Incoming
 from neuraverse.registry.tables import (
+    PUBLIC,
     blobs,
-    events,
     lineage,
     manifests,
     now,
@@ -37,7 +41,7 @@ _LARGE_BYTES = 16 << 20  # files above it are checked one at a time
 # Statements of each publish, made once: making one takes as long as carrying it out.
 _HELD_BLOBS = select(blobs).where(blobs.c.sha256.in_(bindparam("digests", expanding=True)), ~blobs.c.lost)
 _OWNER = (
-    select(orgs.c.id, publisher_keys.c.fingerprint)
+    select(orgs, publisher_keys.c.fingerprint, publisher_keys.c.revoked_at)
     .outerjoin(
         publisher_keys,
         and_(publisher_keys.c.org_id == orgs.c.id, publisher_keys.c.fingerprint == bindparam("fingerprint")),
@@ -64,6 +68,8 @@ class Submission:
         fingerprint: Of the key that signed.
         pem: That key.
         files: Files that came along, by name.
+        caller: Who publishes it.
+        visibility: Who shall see it, if it is the first of its skill; None leaves that to the organisation.
     """
 
     manifest: SkillManifest
@@ -74,6 +80,8 @@ class Submission:
     fingerprint: str
     pem: str
     files: Mapping[str, bytes]
+    caller: Caller = field(default_factory=Caller)
+    visibility: str | None = None
 
 
 class Publisher:
@@ -82,34 +90,45 @@ class Publisher:
     Args:
         database: The index.
         vault: The blobs.
+        settings: Limits of organisations that have none of their own.
     """
 
-    def __init__(self, database: Database, vault: Vault) -> None:
+    def __init__(self, database: Database, vault: Vault, settings: Settings) -> None:
         self._database = database
         self._vault = vault
+        self._settings = settings
         self._one_large = asyncio.Lock()
 
     async def publish(
-        self, manifest: bytes, signature: bytes, public_key: bytes, files: Mapping[str, bytes]
+        self,
+        caller: Caller,
+        manifest: bytes,
+        signature: bytes,
+        public_key: bytes,
+        files: Mapping[str, bytes],
+        visibility: str | None,
     ) -> tuple[Submission, bool]:
         """Check a skill, and make it visible.
 
         Args:
+            caller: Who publishes.
             manifest: Exact bytes of manifest.json.
             signature: Exact bytes of signature.json.
             public_key: PEM of the key that signed.
             files: Those of its files that come along; the others must be here.
+            visibility: Of a new skill; the organisation's own if None.
 
         Returns:
             What was published, and whether it is new (False: the same bytes were there).
 
         Raises:
             ContentError: The manifest, the signature or a file is wrong.
-            Problem: A blob is missing, the organisation belongs to another key, the version is taken, or a
-                parent does not exist.
+            Problem: The caller may not publish there, a blob is missing, the key is not one of the
+                organisation's, the version is taken, a parent does not exist, or a quota is reached.
             StorageError: The store is full or failing; nothing is kept.
         """
         new = await asyncio.to_thread(_checked, manifest, signature, public_key, files)
+        new = replace(new, caller=caller, visibility=visibility)
         try:
             return new, await self._take(new, await self._here(new))
         except Problem as problem:
@@ -130,7 +149,9 @@ class Publisher:
             for name, entry in new.manifest.files.items():
                 if name not in new.files:
                     await self._check(name, new, here[entry.sha256])
-            created, used = await self._database.write(_enter, new, arrived, self._vault.lease_until())
+            created, used = await self._database.write(
+                _enter, new, arrived, self._vault.lease_until(), self._settings
+            )
         except BaseException as error:
             await self._vault.drop(arrived, error)
             raise
@@ -144,7 +165,7 @@ class Publisher:
             new: The publish.
             afresh: Count those that came along as not here.
         """
-        here = await self._database.read(_blobs, [entry.sha256 for entry in new.manifest.files.values()])
+        here = await self._database.read(_present, new, self._settings)
         for name, entry in new.manifest.files.items():
             if name in new.files:
                 if afresh:
@@ -227,6 +248,13 @@ def _checked(manifest: bytes, signature: bytes, public_key: bytes, files: Mappin
     )
 
 
+def _present(db: Connection, new: Submission, settings: Settings) -> dict[str, Blob]:
+    """Blobs of the manifest that exist for its publisher; refused here is what `_enter` would refuse."""
+    _org(db, new)
+    digests = [entry.sha256 for entry in new.manifest.files.values()]
+    return _blobs(db, list(usable(db, new.caller, new.manifest.org, digests)))
+
+
 def _blobs(db: Connection, digests: Sequence[str]) -> dict[str, Blob]:
     """Those that are here."""
     rows = db.execute(_HELD_BLOBS, {"digests": digests})
@@ -234,7 +262,7 @@ def _blobs(db: Connection, digests: Sequence[str]) -> dict[str, Blob]:
 
 
 def _enter(
-    db: Connection, new: Submission, arrived: Sequence[Incoming], lease_until: str
+    db: Connection, new: Submission, arrived: Sequence[Incoming], lease_until: str, settings: Settings
 ) -> tuple[bool, list[str]]:
     """Enter blobs, a version and its event.
 
@@ -242,12 +270,12 @@ def _enter(
         Whether the version is new: False if the same bytes were there; and the digests of new blobs.
 
     Raises:
-        Problem: 403 the organisation belongs to another key, 409 the version is taken by other bytes, 422 a
-            blob or a parent does not exist.
+        Problem: 401 or 403 the caller may not publish there, or with this key, 409 the version is taken by
+            other bytes, 413 or 429 a quota is reached, 422 a blob or a parent does not exist.
     """
     manifest = new.manifest
     used = record(db, arrived, lease_until)
-    org_id = _bind_org(db, new)
+    org = _bind_org(db, new)
     known = db.execute(_TAKEN, {"name": manifest.name, "version": manifest.version}).one_or_none()
     if known is not None and known.digest == new.digest:
         return False, used
@@ -259,11 +287,15 @@ def _enter(
             remedy="a version is never reused; publish under a higher one",
             field="version",
         )
-    skill_id = (
-        _add(db, skills, org_id=org_id, name=manifest.name, created_at=now()) if known is None else known.id
-    )
-    _hold(db, manifest, used)
-    parents = _parents(db, manifest.parents)
+    limits = Limits.of(settings, org)
+    event_allowed(db, org, limits, now_us())
+    skill_id = known.id if known is not None else _new_skill(db, new, org)
+    _hold(db, new, arrived)
+    size = hold(db, manifest.org, {e.sha256: e.size for e in manifest.files.values()}, None)
+    room_for(org, limits, size, versions=1)
+    counted = orgs.c.used_versions + 1
+    db.execute(update(orgs).where(orgs.c.id == org.id).values(used_versions=counted))
+    parents = _parents(db, new.caller, manifest.parents)
     version_id = _add(db, versions, **_version_row(skill_id, new))
     db.execute(
         insert(manifests), {"version_id": version_id, "manifest": new.data, "signature": new.signature}
@@ -276,18 +308,36 @@ def _enter(
     if parents:
         db.execute(insert(lineage), [{"child_id": version_id, "parent_id": each} for each in parents])
     data = {"parents": list(manifest.parents), "interface": new.interface}
-    tell(db, org_id, "published", manifest.name, manifest.version, new.digest, new.fingerprint, data)
+    tell(
+        db, org.id, skill_id, "published", manifest.name, manifest.version, new.digest, new.fingerprint, data
+    )
+    note(db, new.caller, org.id, "publish", manifest.ref, digest=new.digest)
     notify(db)
     return True, used
 
 
-def _hold(db: Connection, manifest: SkillManifest, new: Sequence[str]) -> None:
-    """All blobs must still be here: the collector may have come since they were looked at."""
-    wanted = {entry.sha256 for entry in manifest.files.values()}.difference(new)
-    found = _blobs(db, list(wanted)) if wanted else {}
-    for name, entry in manifest.files.items():
+def _hold(db: Connection, new: Submission, arrived: Sequence[Incoming]) -> None:
+    """All blobs must still be here, and be the publisher's to use: the collector may have come meanwhile."""
+    wanted = {entry.sha256 for entry in new.manifest.files.values()}.difference(a.sha256 for a in arrived)
+    found = _blobs(db, list(usable(db, new.caller, new.manifest.org, wanted))) if wanted else {}
+    for name, entry in new.manifest.files.items():
         if entry.sha256 in wanted and entry.sha256 not in found:
             raise missing_blob(name, entry.sha256)
+
+
+def _new_skill(db: Connection, new: Submission, org: Row[Any]) -> int:
+    """The row of a skill that is published for the first time."""
+    seen = new.visibility or org.visibility
+    if not org.managed and seen != PUBLIC:
+        raise Problem(
+            422,
+            "visibility",
+            f"{new.manifest.org} has no members, who could see what is not public",
+            remedy="publish it for everybody, or let an operator make the organisation",
+            field="visibility",
+        )
+    values = {"org_id": org.id, "name": new.manifest.name, "visibility": seen, "created_at": now()}
+    return _add(db, skills, **values)
 
 
 def _add(db: Connection, table: Any, **values: Any) -> int:
@@ -296,30 +346,61 @@ def _add(db: Connection, table: Any, **values: Any) -> int:
     return int(key[0])
 
 
-def _bind_org(db: Connection, new: Submission) -> int:
-    """The organisation's id. The first key that publishes under a name owns it."""
+def _org(db: Connection, new: Submission) -> Row[Any] | None:
+    """The organisation, if it is there and the caller and the key may publish under its name.
+
+    Raises:
+        Problem: 401, 403.
+    """
     org = new.manifest.org
-    known = db.execute(_OWNER, {"org": org, "fingerprint": new.fingerprint}).one_or_none()
-    if known is None:
-        org_id = _add(db, orgs, name=org, created_at=now())
-        key = {"org_id": org_id, "fingerprint": new.fingerprint, "pem": new.pem, "created_at": now()}
-        db.execute(insert(publisher_keys), key)
-        return org_id
-    if known.fingerprint is None:
-        raise Problem(
-            403,
-            "not-your-org",
-            f"the organisation {org!r} publishes with another key than {new.fingerprint}",
-            remedy="sign with the organisation's key, or publish under a name of your own",
-            field="signature",
-        )
-    return int(known.id)
+    row = db.execute(_OWNER, {"org": org, "fingerprint": new.fingerprint}).one_or_none()
+    if not (new.caller.open if row is None else new.caller.acts("publish", row)):
+        raise forbidden(new.caller, f"publish under {org}", "publish")
+    if row is None or (row.fingerprint is not None and row.revoked_at is None):
+        return row
+    if row.managed and new.caller.may("admin", row.id) and not _has_keys(db, row.id):
+        return row  # an owner's key may be the first one
+    raise Problem(
+        403,
+        "not-your-org",
+        f"the organisation {org!r} publishes with another key than {new.fingerprint}",
+        remedy="sign with the organisation's key, or "
+        + (
+            "let its owner add yours: `neuraverse org key add`"
+            if row.managed
+            else "publish under another name"
+        ),
+        field="signature",
+    )
 
 
-def _parents(db: Connection, digests: Sequence[str]) -> list[int]:
+def _has_keys(db: Connection, org_id: int) -> bool:
+    k = publisher_keys.c
+    return db.scalar(select(k.fingerprint).where(k.org_id == org_id).limit(1)) is not None
+
+
+def _bind_org(db: Connection, new: Submission) -> Row[Any]:
+    """The organisation. The first key that publishes under a name owns it; so does an owner's first key."""
+    row = _org(db, new)
+    if row is not None and row.fingerprint is not None:
+        return row
+    org = new.manifest.org
+    if row is None:
+        held = held_before(db, org)
+        org_id = _add(db, orgs, name=org, created_at=now(), used_bytes=held)
+    else:
+        org_id = row.id
+    key = {"org_id": org_id, "fingerprint": new.fingerprint, "pem": new.pem, "created_at": now()}
+    db.execute(insert(publisher_keys), key)
+    note(db, new.caller, org_id, "key.add", new.fingerprint)
+    return db.execute(_OWNER, {"org": org, "fingerprint": new.fingerprint}).one()
+
+
+def _parents(db: Connection, caller: Caller, digests: Sequence[str]) -> list[int]:
     if not digests:
         return []
-    query = select(versions.c.digest, versions.c.id).where(versions.c.digest.in_(digests))
+    query = select(versions.c.digest, versions.c.id).join(skills)
+    query = query.where(versions.c.digest.in_(digests), caller.seen())
     known = {row.digest: row.id for row in db.execute(query)}
     missing = [d for d in digests if d not in known]
     if missing:
@@ -335,10 +416,6 @@ def _parents(db: Connection, digests: Sequence[str]) -> list[int]:
 
 def _version_row(skill_id: int, new: Submission) -> dict[str, Any]:
     manifest = new.manifest
-    words = (
-        *(manifest.name, manifest.title, manifest.description),
-        *(manifest.body.robot, manifest.task.env_id, *manifest.tags),
-    )
     return {
         "skill_id": skill_id,
         "version": manifest.version,
@@ -353,21 +430,6 @@ def _version_row(skill_id: int, new: Submission) -> dict[str, Any]:
         "rate": manifest.evaluation.rate,
         "lower": manifest.evaluation.lower,
         "n": manifest.evaluation.episodes,
-        "search": "\n".join(words).lower(),
+        "terms": [],
         "created_at": now(),
     }
-
-
-def tell(
-    db: Connection,
-    org_id: int,
-    kind: str,
-    name: str,
-    version: str,
-    digest: str,
-    by: str,
-    data: Mapping[str, Any],
-) -> int:
-    """Add an event; its id."""
-    row = {"org_id": org_id, "type": kind, "name": name, "version": version, "digest": digest}
-    return _add(db, events, **row, at=now(), by=by, data=dict(data))

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from neuraverse.errors import StorageError, UsageError
 from neuraverse.registry import logs
+from neuraverse.registry.accounts import first_operator
 from neuraverse.registry.app import create_app
 from neuraverse.registry.config import Settings
 from neuraverse.registry.limits import MAX_HEADER_BYTES
@@ -34,6 +35,7 @@ def serve(
     *,
     ready_file: Path | str | None = None,
     on_ready: Callable[[str], None] | None = None,
+    on_first: Callable[[str, str], None] | None = None,
 ) -> None:
     """Run a registry until SIGTERM or SIGINT; open event streams are ended, requests in flight finish.
 
@@ -41,6 +43,8 @@ def serve(
         settings: How it is set up; or the folder that holds it, all else by default.
         ready_file: Gets ``{"url": …, "pid": …}`` once requests are answered, and is removed at the end.
         on_ready: Called with the URL at the same moment; prints it if not given.
+        on_first: Called before with the URL and a code, if the registry has no operator and is not open:
+            whoever signs in with the code operates it. Prints it if not given.
 
     Raises:
         UsageError: The address is in use, not ours, or not to be had.
@@ -59,7 +63,9 @@ def serve(
     ):
         url = _url(host, listener.getsockname()[1])
 
-        def announce() -> None:
+        def announce(code: str | None) -> None:
+            if code is not None:
+                (on_first or _print_code)(url, code)
             if ready is not None:
                 write_atomic(ready, json.dumps({"url": url, "pid": os.getpid()}).encode())
             (on_ready or _print)(url)
@@ -86,7 +92,8 @@ def background(settings: Settings | Path | str, port: int = 0) -> Iterator[str]:
     """A registry in a thread of this process, on loopback, for notebooks and tests.
 
     Args:
-        settings: How it is set up, or the folder that holds it; the address of the settings does not count.
+        settings: How it is set up, the address of which does not count; or the folder that holds it, which is
+            then open to whoever publishes from this machine.
         port: Port to listen on; 0 takes a free one.
 
     Yields:
@@ -97,14 +104,14 @@ def background(settings: Settings | Path | str, port: int = 0) -> Iterator[str]:
         StorageError: The folder or its database cannot be used.
     """
     if not isinstance(settings, Settings):
-        settings = Settings.load(data=Path(settings))
+        settings = Settings.load(data=Path(settings), open=True)
     ready = threading.Event()
     servers: list[Server] = []
     failures: list[BaseException] = []
 
     def run(listener: socket.socket) -> None:
         try:
-            asyncio.run(_run(settings, listener, ready.set, servers.append))
+            asyncio.run(_run(settings, listener, lambda _: ready.set(), servers.append))
         except BaseException as error:
             failures.append(error)
         finally:
@@ -176,6 +183,7 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Start the clock."""
         super().connection_made(transport)
+        self.app_state = {**self.app_state, "abort": transport.abort}  # for who is not read, see `feed`
         self._clock: asyncio.TimerHandle | None = None
         self._unread = 0
         self._watch()
@@ -227,12 +235,13 @@ class Protocol(H11Protocol):
 async def _run(
     settings: Settings,
     listener: socket.socket,
-    announce: Callable[[], None],
+    announce: Callable[[str | None], None],
     started: Callable[[Server], None] = lambda _: None,
 ) -> None:
     app = create_app(settings)
     registry = app.state.registry
     await registry.open(serving=True)
+    code = None if settings.open else await registry.database.write(first_operator)
     config = uvicorn.Config(
         app,
         http=type(
@@ -248,7 +257,7 @@ async def _run(
         limit_concurrency=settings.max_connections,
         ws="none",
     )
-    server = Server(config, announce, registry.feed.close)
+    server = Server(config, lambda: announce(code), registry.feed.end)
     started(server)
     try:
         await server.serve(sockets=[listener])
@@ -329,6 +338,14 @@ def _listen(host: str, port: int) -> socket.socket:
 def _url(host: str, port: int) -> str:
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{shown}:{port}"
+
+
+def _print_code(url: str, code: str) -> None:
+    print(
+        f"This registry has no operator yet. To become it, within a day: neuraverse login --registry {url}\n"
+        f"and give this code, which works once: {code}",
+        flush=True,
+    )
 
 
 def _print(url: str) -> None:

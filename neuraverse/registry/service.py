@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection
 
 from neuraverse.errors import NeuraverseError
 from neuraverse.registry import changes
+from neuraverse.registry.access import Access, Caller
 from neuraverse.registry.collect import collect
 from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database
@@ -20,6 +23,8 @@ from neuraverse.registry.vault import Vault
 from neuraverse.storage import disk_errors
 
 log = logging.getLogger("neuraverse.registry")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Registry:
@@ -37,8 +42,9 @@ class Registry:
         self.database = Database(settings.database_url)
         self.store = open_store(settings)
         self.vault = Vault(self.database, self.store, settings)
-        self.feed = Feed()
-        self._publisher = Publisher(self.database, self.vault)
+        self.access = Access(self.database, is_open=settings.open)
+        self.feed = Feed(self.database, self.access)
+        self._publisher = Publisher(self.database, self.vault, settings)
         self._collector: asyncio.Task[None] | None = None
         self._opened = False
 
@@ -64,13 +70,14 @@ class Registry:
             raise
         self._opened = True
         if serving:
+            await self.feed.open()
             self.database.listen(self.feed.wake)
             if self.settings.collect_hours:
                 self._collector = asyncio.create_task(self._collecting())
 
     async def close(self) -> None:
         """Send waiting readers home and let go of everything."""
-        self.feed.close()
+        await self.feed.close()
         if self._collector is not None:
             self._collector.cancel()
             await asyncio.wait([self._collector])
@@ -89,19 +96,40 @@ class Registry:
                 log.error("collecting failed: %s", error)
 
     async def publish(
-        self, manifest: bytes, signature: bytes, public_key: bytes, files: Mapping[str, bytes]
+        self,
+        caller: Caller,
+        manifest: bytes,
+        signature: bytes,
+        public_key: bytes,
+        files: Mapping[str, bytes],
+        visibility: str | None = None,
     ) -> tuple[Submission, bool]:
         """Check a skill and make it visible; see `Publisher.publish`."""
-        new, created = await self._publisher.publish(manifest, signature, public_key, files)
+        new, created = await self._publisher.publish(
+            caller, manifest, signature, public_key, files, visibility
+        )
         if created:
             self.feed.wake()
         return new, created
 
-    async def change(self, name: str, statement: str, signature: str) -> dict[str, Any]:
+    async def change(self, caller: Caller, name: str, statement: str, signature: str) -> dict[str, Any]:
         """Carry out a signed statement; see `changes.apply`."""
-        done = await self.database.write(changes.apply, name, statement, signature)
+        done = await self.database.write(changes.apply, caller, self.settings, name, statement, signature)
         self.feed.wake()
         return done
+
+    async def rule(
+        self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `Database.write`, for what changes rights: they hold at once in this process, soon in others."""
+        try:
+            return await self.database.write(change, *args, **kwargs)
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.access.forget()
+        self.feed.forget()
 
 
 def open_store(settings: Settings) -> Store:

@@ -35,6 +35,7 @@ metadata = MetaData(
 )
 
 ACTIVE, YANKED, REVOKED = "active", "yanked", "revoked"
+PUBLIC, NETWORK, PRIVATE = "public", "network", "private"
 
 
 def text(length: int) -> String:
@@ -51,6 +52,10 @@ registry = Table(
     metadata,
     Column("id", String(36), primary_key=True),
     Column("created_at", String(32), nullable=False),
+    # Cursors carry it; a restored registry has a new one, so that readers look anew.
+    Column("feed", String(8), nullable=False, server_default="00000000"),
+    # Counts every change of who may see or do what; what a process remembers of it holds for one value.
+    Column("rights", BigInteger, nullable=False, server_default="0"),
 )
 
 orgs = Table(
@@ -59,6 +64,67 @@ orgs = Table(
     Column("id", _ID, primary_key=True),
     Column("name", text(64), nullable=False, unique=True),
     Column("created_at", String(32), nullable=False),
+    # Whether it has members. One without belongs to whoever has its keys, and only an open registry has such.
+    Column("managed", Boolean, nullable=False, server_default=false()),
+    Column("visibility", String(16), nullable=False, server_default=PUBLIC),  # of its new skills
+    Column("protected", JSON, nullable=False, server_default='["stable"]'),  # aliases that maintainers move
+    # Limits; null is the registry's own.
+    Column("quota_bytes", BigInteger, nullable=True),
+    Column("quota_versions", BigInteger, nullable=True),
+    Column("quota_requests", Integer, nullable=True),  # a minute
+    Column("quota_events", Integer, nullable=True),  # an hour
+    Column("used_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("used_versions", BigInteger, nullable=False, server_default="0"),
+)
+
+# People and robots. A robot belongs to one organisation, which is in its name: org/robot.
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("kind", String(8), nullable=False),  # person or robot
+    Column("name", text(129), nullable=False, unique=True),
+    Column("operator", Boolean, nullable=False, server_default=false()),  # may make organisations
+    Column("created_at", String(32), nullable=False),
+    Column("disabled_at", String(32), nullable=True),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("org_id", ForeignKey("orgs.id"), primary_key=True),
+    Column("account_id", ForeignKey("accounts.id"), primary_key=True, index=True),
+    Column("role", String(16), nullable=False),
+    Column("created_at", String(32), nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),  # SHA-256 of the token, which is kept nowhere
+    Column("account_id", ForeignKey("accounts.id"), nullable=False, index=True),
+    Column("org_id", ForeignKey("orgs.id"), nullable=True),  # the only one that it may act in
+    Column("scopes", JSON, nullable=False),
+    Column("label", String(100), nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("expires_at", String(32), nullable=False),
+    Column("revoked_at", String(32), nullable=True),
+)
+
+# Codes that make somebody a member, or the registry's operator, once.
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("org_id", ForeignKey("orgs.id"), nullable=True, index=True),  # null: to operate the registry
+    Column("role", String(16), nullable=False),
+    Column("created_by", ForeignKey("accounts.id"), nullable=True),
+    Column("created_at", String(32), nullable=False),
+    Column("expires_at", String(32), nullable=False),
+    Column("used_at", String(32), nullable=True),
+    Column("used_by", ForeignKey("accounts.id"), nullable=True),
 )
 
 publisher_keys = Table(
@@ -68,6 +134,23 @@ publisher_keys = Table(
     Column("fingerprint", String(80), primary_key=True),
     Column("pem", String, nullable=False),
     Column("created_at", String(32), nullable=False),
+    Column("revoked_at", String(32), nullable=True),  # signs nothing new; what it signed stays
+)
+
+# Who did what. Only ever inserted into: triggers refuse everything else.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("at", String(32), nullable=False),
+    Column("actor", String(129), nullable=False),  # an account's name; empty is nobody who signed in
+    Column("token", String(16), nullable=False),
+    Column("org_id", ForeignKey("orgs.id"), nullable=True),
+    Column("action", String(32), nullable=False),
+    Column("target", String(300), nullable=False),
+    Column("data", JSON, nullable=False),
+    Index("audit_by_org", "org_id", "id"),
+    sqlite_autoincrement=True,
 )
 
 skills = Table(
@@ -79,7 +162,7 @@ skills = Table(
     Column("created_at", String(32), nullable=False),
     # How often aliases, states or deprecation have changed; a statement names the next number.
     Column("serial", Integer, nullable=False, server_default="0"),
-    Column("visibility", String(16), nullable=False, server_default="public"),
+    Column("visibility", String(16), nullable=False, server_default=PUBLIC),
     Column("deprecated", String, nullable=True),  # why, as a sentence
     Column("successor", String(129), nullable=True),  # org/skill
 )
@@ -101,12 +184,44 @@ versions = Table(
     Column("rate", Float, nullable=False),
     Column("lower", Float, nullable=False),
     Column("n", BigInteger, nullable=False),
-    Column("search", String, nullable=False),  # lower-case words that a search may hit
+    # What robots report from the field, of all of them; see `field`.
+    Column("field_n", BigInteger, nullable=False, server_default="0"),
+    Column("field_successes", BigInteger, nullable=False, server_default="0"),
+    Column("terms", JSON, nullable=False),  # what a search may find it by, see `finding`
     Column("created_at", String(32), nullable=False),
     Column("state", String(16), nullable=False, server_default=ACTIVE),
     Column("reason", String, nullable=False, server_default=""),
     UniqueConstraint("skill_id", "version"),
     Index("versions_by_order", "skill_id", "prerelease", "order_key"),
+)
+
+# A skill as a search finds it: its latest version, and where its postings are.
+listings = Table(
+    "listings",
+    metadata,
+    Column("skill_id", ForeignKey("skills.id"), primary_key=True),
+    Column("version_id", ForeignKey("versions.id"), nullable=False),
+    Column("scope", BigInteger, nullable=False),  # who may find it; see `finding`
+    Column("rank", BigInteger, nullable=False),
+    Column("terms", JSON, nullable=False),
+)
+
+# The inverted index: all that a scope may find under a term, the best evidence first.
+postings = Table(
+    "postings",
+    metadata,
+    Column("scope", BigInteger, primary_key=True, autoincrement=False),
+    Column("term", BigInteger, primary_key=True, autoincrement=False),
+    Column("rank", BigInteger, primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
+)
+
+# Each interface that a version has, so that a robot's offer is held against each once.
+interfaces = Table(
+    "interfaces",
+    metadata,
+    Column("digest", String(71), primary_key=True),
+    Column("document", JSON, nullable=False),
 )
 
 # Read only when one skill is fetched, so kept out of the rows that lists walk over.
@@ -140,10 +255,22 @@ version_files = Table(
     Column("size", BigInteger, nullable=False),
 )
 
+# What an organisation has in the store, for its quota and against others' eyes: nobody else learns from an
+# upload whether a blob was here before. Those without an end are held by a version.
+holdings = Table(
+    "holdings",
+    metadata,
+    Column("holder", text(64), primary_key=True),  # an organisation's name; empty is anybody's
+    Column("sha256", String(64), primary_key=True, index=True),
+    Column("size", BigInteger, nullable=False),
+    Column("until", String(32), nullable=True, index=True),
+)
+
 uploads = Table(
     "uploads",
     metadata,
     Column("id", String(32), primary_key=True),
+    Column("holder", text(64), nullable=False, server_default=""),
     Column("sha256", String(64), nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("created_at", String(32), nullable=False),
@@ -170,8 +297,9 @@ aliases = Table(
 events = Table(
     "events",
     metadata,
-    Column("id", _ID, primary_key=True),
+    Column("id", _ID, primary_key=True, autoincrement=False),  # microseconds, see `changes.tell`
     Column("org_id", ForeignKey("orgs.id"), nullable=False),
+    Column("skill_id", ForeignKey("skills.id"), nullable=True),
     Column("type", String(32), nullable=False),
     Column("name", String(129), nullable=False, index=True),
     Column("version", String(128), nullable=False),
@@ -179,7 +307,109 @@ events = Table(
     Column("at", String(32), nullable=False),
     Column("by", String(80), nullable=False, server_default=""),  # fingerprint of the key that signed
     Column("data", JSON, nullable=False),
-    sqlite_autoincrement=True,
+    Index("events_by_org", "org_id", "id"),
+    Index("events_by_skill", "skill_id", "id"),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("org_id", ForeignKey("orgs.id"), nullable=False, index=True),
+    Column("url", String(2000), nullable=False),
+    Column("secret", String(64), nullable=False),  # it signs with it, so it has to keep it
+    Column("filters", JSON, nullable=False),
+    Column("cursor", BigInteger, nullable=False),  # the last event that was looked at
+    Column("attempts", Integer, nullable=False, server_default="0"),  # at the event behind the cursor
+    Column("next_at", String(32), nullable=False, server_default=""),
+    Column("error", String(300), nullable=False, server_default=""),
+    Column("created_by", ForeignKey("accounts.id"), nullable=False),
+    Column("created_at", String(32), nullable=False),
+)
+
+# Events that a webhook did not take, however often it was tried.
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("webhook_id", ForeignKey("webhooks.id"), primary_key=True),
+    Column("event_id", ForeignKey("events.id"), primary_key=True),
+    Column("attempts", Integer, nullable=False),
+    Column("error", String(300), nullable=False),
+    Column("at", String(32), nullable=False),
+)
+
+# What each robot says that it runs, for each reference that it follows.
+installs = Table(
+    "installs",
+    metadata,
+    Column("robot_id", ForeignKey("accounts.id"), primary_key=True),
+    Column("follows", String(200), primary_key=True),  # org/skill@alias
+    Column("skill_id", ForeignKey("skills.id"), nullable=False, index=True),
+    Column("version_id", ForeignKey("versions.id"), nullable=True),  # null: none
+    Column("state", String(16), nullable=False),
+    Column("reason", String(300), nullable=False),
+    Column("since", String(32), nullable=False),
+    Column("reported_at", String(32), nullable=False),
+)
+
+# Which versions a robot has run: those that it may report on.
+runs = Table(
+    "runs",
+    metadata,
+    Column("robot_id", ForeignKey("accounts.id"), primary_key=True),
+    Column("version_id", ForeignKey("versions.id"), primary_key=True, index=True),
+    Column("first_at", String(32), nullable=False),
+    Column("last_at", String(32), nullable=False),
+)
+
+# What a robot is kept at, whatever it follows means; without a version, at what it runs.
+pins = Table(
+    "pins",
+    metadata,
+    Column("robot_id", ForeignKey("accounts.id"), primary_key=True),
+    Column("skill_id", ForeignKey("skills.id"), primary_key=True),
+    Column("version_id", ForeignKey("versions.id"), nullable=True),
+    Column("reason", String(300), nullable=False),
+    Column("created_at", String(32), nullable=False),
+)
+
+# A version on its way to an organisation's robots, share by share.
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("org_id", ForeignKey("orgs.id"), nullable=False, index=True),  # whose robots
+    Column("skill_id", ForeignKey("skills.id"), nullable=False, index=True),
+    Column("which", String(128), nullable=False),  # the alias that they follow
+    Column("target_id", ForeignKey("versions.id"), nullable=False),
+    Column("baseline_id", ForeignKey("versions.id"), nullable=False),
+    Column("stages", JSON, nullable=False),  # shares in percent
+    Column("stage", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("threshold", Float, nullable=False),  # success that the field must show, or it goes back
+    Column("episodes", Integer, nullable=False),  # of each stage, before it goes on; 0: by hand
+    Column("field_n", BigInteger, nullable=False, server_default="0"),  # reported in this stage
+    Column("field_successes", BigInteger, nullable=False, server_default="0"),
+    Column("reason", String(300), nullable=False, server_default=""),
+    Column("created_at", String(32), nullable=False),
+    Column("changed_at", String(32), nullable=False),
+)
+
+# Sums of what a robot reported of a version on a body.
+field = Table(
+    "field",
+    metadata,
+    Column("version_id", ForeignKey("versions.id"), primary_key=True),
+    Column("robot_id", ForeignKey("accounts.id"), primary_key=True),
+    Column("body", String(71), primary_key=True),
+    Column("episodes", BigInteger, nullable=False),
+    Column("successes", BigInteger, nullable=False),
+    Column("aborts", BigInteger, nullable=False),
+    Column("errors", JSON, nullable=False),  # by name: unit, n, sum and greatest
+    Column("software", JSON, nullable=False),
+    Column("reports", Integer, nullable=False),
+    Column("first_at", String(32), nullable=False),
+    Column("last_at", String(32), nullable=False),
 )
 
 

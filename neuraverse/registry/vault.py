@@ -9,18 +9,31 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, insert, select, update
 
 from neuraverse.errors import IntegrityError, NeuraverseError
+from neuraverse.registry.access import Caller
 from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database
 from neuraverse.registry.index import lost
 from neuraverse.registry.problems import Problem
+from neuraverse.registry.quotas import hold, holder, usable, visible
 from neuraverse.registry.stores import Blob, Incoming, Store
-from neuraverse.registry.tables import REVOKED, blobs, now, uploads, version_files, versions
+from neuraverse.registry.tables import (
+    PUBLIC,
+    REVOKED,
+    blobs,
+    holdings,
+    now,
+    skills,
+    uploads,
+    version_files,
+    versions,
+)
 
 _KNOWN = select(blobs.c.sha256, blobs.c.lost).where(blobs.c.sha256.in_(bindparam("digests", expanding=True)))
-_HELD = select(versions.c.state).join(version_files).where(version_files.c.sha256 == bindparam("sha256"))
-_ROW = select(
-    blobs, exists(_HELD).label("held"), exists(_HELD.where(versions.c.state != REVOKED)).label("free")
-).where(blobs.c.sha256 == bindparam("sha256"))
+_HELD = (
+    select(versions.c.state)
+    .select_from(version_files.join(versions).join(skills))
+    .where(version_files.c.sha256 == bindparam("sha256"))
+)
 
 
 class Vault:
@@ -37,14 +50,14 @@ class Vault:
         self.store = store
         self._settings = settings
 
-    async def find(self, sha256: str) -> Blob:
-        """A blob that may be read.
+    async def find(self, caller: Caller, sha256: str) -> tuple[Blob, bool]:
+        """A blob that may be read, and whether everybody may.
 
         Raises:
             Problem: 404 there is none, 410 only revoked versions hold it.
         """
-        row = await self._database.read(_row, sha256)
-        if row is None:
+        row = await self._database.read(_row, caller, sha256)
+        if row is None or not row.shown:
             raise Problem(404, "no-such-blob", f"there is no blob {sha256}")
         if row.held and not row.free:
             raise Problem(
@@ -55,31 +68,37 @@ class Vault:
             )
         if row.lost:
             raise lost(sha256)
-        return Blob(sha256=sha256, size=row.size, key=row.key)
+        return Blob(sha256=sha256, size=row.size, key=row.key), row.public
 
-    async def missing(self, digests: Sequence[str]) -> list[str]:
-        """Those of the digests that are not here; what is here is kept for a while, to be published."""
-        held = await self._database.read(_leases, digests)
+    async def missing(self, caller: Caller, org: str, digests: Sequence[str]) -> list[str]:
+        """Those of the digests that are not here for who asks; those that are, are kept to be published.
+
+        Raises:
+            Problem: 401, 403.
+        """
+        held = await self._database.read(_usable, caller, org, digests, self._settings)
         if any(until < now(self._settings.grace_hours / 2) for until in held.values()):
             # And look again: the collector may have come between.
-            held = await self._database.write(_lease, digests, self.lease_until())
+            held = await self._database.write(_lease, list(held), self.lease_until())
         return [d for d in dict.fromkeys(digests) if d not in held]
 
-    async def put(self, sha256: str, body: AsyncIterator[bytes]) -> bool:
-        """Store a body under the digest that it claims.
+    async def put(self, caller: Caller, org: str, sha256: str, body: AsyncIterator[bytes]) -> bool:
+        """Store a body under the digest that it claims, for an organisation.
 
         Returns:
             True if it is new, False if it was here; the body is not read then.
 
         Raises:
+            Problem: 401, 403, 413.
             IntegrityError: The bytes have another digest; nothing is kept.
             StorageError: The store is full or failing; nothing is kept.
         """
-        if not await self.missing([sha256]):
+        if not await self.missing(caller, org, [sha256]):
             return False
         arrived = await self.store.receive(sha256, body)
         await self._expect(arrived, sha256)
-        return bool(await self.enter([arrived]))
+        await self._enter(caller, org, arrived)
+        return True
 
     async def _expect(self, arrived: Incoming, sha256: str) -> None:
         if arrived.sha256 != sha256:
@@ -89,16 +108,17 @@ class Vault:
                 remedy="send the bytes that the digest names",
             )
 
-    async def enter(self, arrived: Sequence[Incoming]) -> list[str]:
-        """Make objects durable and blobs; the digests that are new. Copies of what was here are removed."""
+    async def _enter(self, caller: Caller, org: str, arrived: Incoming) -> None:
+        """Make an object durable, and a blob that somebody holds; a copy of what was here is removed."""
         try:
-            await self.store.seal(arrived)
-            new = await self._database.write(_enter, arrived, self.lease_until())
+            await self.store.seal([arrived])
+            until = self.lease_until()
+            new = await self._database.write(_enter, caller, org, arrived, until, self._settings)
         except BaseException as error:
-            await self.drop(arrived, error)
+            await self.drop([arrived], error)
             raise
-        await self.drop(each for each in arrived if each.sha256 not in new)
-        return new
+        if not new:
+            await self.drop([arrived])
 
     async def drop(self, arrived: Iterable[Incoming], error: BaseException | None = None) -> None:
         """Remove objects that did not become blobs.
@@ -117,11 +137,11 @@ class Vault:
         """Until when a blob without a version is kept, if it is touched now."""
         return now(self._settings.grace_hours)
 
-    async def begin(self, sha256: str, size: int) -> dict[str, Any]:
-        """Start a resumable upload, unless the blob is here.
+    async def begin(self, caller: Caller, org: str, sha256: str, size: int) -> dict[str, Any]:
+        """Start a resumable upload for an organisation, unless the blob is here.
 
         Raises:
-            Problem: 413.
+            Problem: 401, 403, 413.
         """
         if size > self._settings.max_blob_bytes:
             raise Problem(
@@ -130,10 +150,12 @@ class Vault:
                 f"{size} bytes are more than the limit of {self._settings.max_blob_bytes}",
                 field="size",
             )
-        if not await self.missing([sha256]):
+        await self._database.read(holder, caller, org, self._settings, size)
+        if not await self.missing(caller, org, [sha256]):
             return {"exists": True, "sha256": sha256, "size": size}
         row = {
             "id": secrets.token_hex(16),
+            "holder": org,
             "sha256": sha256,
             "size": size,
             "created_at": now(),
@@ -142,17 +164,13 @@ class Vault:
         await self._database.write(_begin, row)
         return {"id": row["id"], "sha256": sha256, "size": size, "offset": 0, "expires": row["expires_at"]}
 
-    async def progress(self, upload: str) -> dict[str, Any]:
+    async def progress(self, caller: Caller, upload: str) -> dict[str, Any]:
         """Where an upload stands.
 
         Raises:
             Problem: 404 unknown or expired.
         """
-        row = await self._database.read(_upload, upload)
-        if row is None or row.expires_at <= now():
-            raise Problem(
-                404, "no-such-upload", f"there is no upload {upload}, or it has expired", remedy="begin anew"
-            )
+        row = await self._row(caller, upload)
         offset = min(await self.store.received(upload), row.size)
         return {
             "id": upload,
@@ -162,10 +180,21 @@ class Vault:
             "expires": row.expires_at,
         }
 
-    async def append(self, upload: str, offset: int, body: AsyncIterator[bytes], length: int | None) -> int:
+    async def _row(self, caller: Caller, upload: str) -> Row[Any]:
+        row = await self._database.read(_upload, caller, upload, self._settings)
+        if row is None or row.expires_at <= now():
+            raise Problem(
+                404, "no-such-upload", f"there is no upload {upload}, or it has expired", remedy="begin anew"
+            )
+        return row
+
+    async def append(
+        self, caller: Caller, upload: str, offset: int, body: AsyncIterator[bytes], length: int | None
+    ) -> int:
         """Add bytes to an upload; the new offset. Of a body that is cut, what came is kept.
 
         Args:
+            caller: Who sends them.
             upload: Its id.
             offset: Where the bytes begin; must be where the upload stands.
             body: The bytes.
@@ -174,7 +203,8 @@ class Vault:
         Raises:
             Problem: 404, 409 the offset is another, 413 more than the upload's size.
         """
-        at = await self.progress(upload)
+        row, at = await self._row(caller, upload), await self.progress(caller, upload)
+        await self._database.read(holder, caller, row.holder, self._settings, row.size)
         if offset != at["offset"]:
             raise Problem(
                 409,
@@ -207,18 +237,18 @@ class Vault:
             remedy="begin anew with the right size",
         )
 
-    async def finish(self, upload: str) -> tuple[str, bool]:
+    async def finish(self, caller: Caller, upload: str) -> tuple[str, bool]:
         """Turn an upload into a blob; its digest, and whether it is new. Asking again is answered again.
 
         Raises:
             Problem: 404, 409 bytes are missing.
             IntegrityError: The bytes have another digest; the upload is gone.
         """
-        done = await self._database.read(_finished, upload)
-        if done is not None:
+        if await self._database.read(_finished, upload):
+            row = await self._row(caller, upload)
             await self.store.discard(upload)
-            return done, False
-        at = await self.progress(upload)
+            return str(row.sha256), False
+        row, at = await self._row(caller, upload), await self.progress(caller, upload)
         if at["offset"] < at["size"]:
             raise Problem(
                 409,
@@ -233,7 +263,8 @@ class Vault:
         except IntegrityError:
             await self.abandon(upload)
             raise
-        return at["sha256"], bool(await self.enter([arrived]))
+        await self._enter(caller, row.holder, arrived)
+        return str(row.sha256), True
 
     async def abandon(self, upload: str) -> None:
         """Forget an upload."""
@@ -264,12 +295,23 @@ def record(db: Connection, arrived: Sequence[Incoming], lease_until: str) -> lis
     return [str(row["sha256"]) for row in new]
 
 
-def _enter(db: Connection, arrived: Sequence[Incoming], lease_until: str) -> list[str]:
-    """As `record`; those that were here are kept as long."""
-    new = record(db, arrived, lease_until)
-    if len(new) < len(arrived):
-        _lease(db, [each.sha256 for each in arrived], lease_until)
-    return new
+def _enter(
+    db: Connection, caller: Caller, org: str, arrived: Incoming, lease_until: str, settings: Settings
+) -> bool:
+    """As `record`, held by an organisation; whether it is new to the registry."""
+    holder(db, caller, org, settings, arrived.size)
+    hold(db, org, {arrived.sha256: arrived.size}, lease_until)
+    if record(db, [arrived], lease_until):
+        return True
+    _lease(db, [arrived.sha256], lease_until)
+    return False
+
+
+def _usable(
+    db: Connection, caller: Caller, org: str, digests: Sequence[str], settings: Settings
+) -> dict[str, str]:
+    """Those that are here for who asks, and until when they are kept."""
+    return _leases(db, list(usable(db, caller, holder(db, caller, org, settings), digests)))
 
 
 def _lease(db: Connection, digests: Sequence[str], until: str) -> dict[str, str]:
@@ -287,23 +329,39 @@ def _leases(db: Connection, digests: Sequence[str]) -> dict[str, str]:
     return {row.sha256: row.lease_until for row in db.execute(query)}
 
 
-def _row(db: Connection, sha256: str) -> Row[Any] | None:
-    """A blob, whether a version holds it, and whether one does that was not revoked."""
-    return db.execute(_ROW, {"sha256": sha256}).one_or_none()
+def _row(db: Connection, caller: Caller, sha256: str) -> Row[Any] | None:
+    """A blob; whether a version holds it, one that was not revoked, and whether it exists for the caller."""
+    free = _HELD.where(versions.c.state != REVOKED)
+    query = select(
+        blobs,
+        exists(_HELD).label("held"),
+        exists(free.where(caller.seen())).label("free"),
+        exists(free.where(skills.c.visibility == PUBLIC)).label("public"),
+        visible(caller, sha256).label("shown"),
+    )
+    return db.execute(query.where(blobs.c.sha256 == sha256), {"sha256": sha256}).one_or_none()
 
 
 def _begin(db: Connection, row: dict[str, Any]) -> None:
     db.execute(insert(uploads), row)
 
 
-def _upload(db: Connection, upload: str) -> Row[Any] | None:
-    return db.execute(select(uploads).where(uploads.c.id == upload)).one_or_none()
+def _upload(db: Connection, caller: Caller, upload: str, settings: Settings) -> Row[Any] | None:
+    """One of the caller's uploads."""
+    row = db.execute(select(uploads).where(uploads.c.id == upload)).one_or_none()
+    if row is not None:
+        try:
+            holder(db, caller, row.holder, settings)
+        except Problem:
+            return None
+    return row
 
 
-def _finished(db: Connection, upload: str) -> str | None:
-    """The digest of an upload whose blob is here."""
-    known = and_(uploads.c.id == upload, blobs.c.sha256 == uploads.c.sha256)
-    return db.scalar(select(blobs.c.sha256).where(known))
+def _finished(db: Connection, upload: str) -> bool:
+    """Whether the blob of an upload is here for whom it was begun."""
+    mine = and_(holdings.c.holder == uploads.c.holder, holdings.c.sha256 == uploads.c.sha256)
+    known = and_(uploads.c.id == upload, blobs.c.sha256 == uploads.c.sha256, ~blobs.c.lost)
+    return db.scalar(select(uploads.c.id).where(known, exists().where(mine))) is not None
 
 
 def _forget(db: Connection, upload: str) -> None:

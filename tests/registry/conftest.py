@@ -80,7 +80,7 @@ def start(tmp_path):
     def run(**settings):
         ready = tmp_path / f"ready-{len(running)}.json"
         prefix = "NEURAVERSE_REGISTRY_"
-        given = {"port": 0, "collect_hours": 0, "log_level": "warning", **settings}
+        given = {"port": 0, "open": True, "collect_hours": 0, "log_level": "warning", **settings}
         clean = {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
         process = subprocess.Popen(
             [sys.executable, "-c", SERVE, str(ready)],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query
 from pydantic import BaseModel
 
+from neuraverse.registry.events import CURSOR_PATTERN
 from neuraverse.registry.index import ALIAS_PATTERN
 
 LABEL = "[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?"
@@ -24,7 +25,11 @@ Which = Annotated[
         examples=["1.0.0", "^1.2", "stable", "latest"],
     ),
 ]
-Cursor = Annotated[int | None, Query(ge=0, le=2**53, description="the id of the last event that was seen")]
+Visibility = Literal["public", "network", "private"]
+Cursor = Annotated[
+    str | None,
+    Query(pattern=CURSOR_PATTERN, description="where the reader stands; 0 is the beginning", examples=["0"]),
+]
 
 
 class ProblemDocument(BaseModel):
@@ -40,7 +45,8 @@ class ProblemDocument(BaseModel):
 
 _MEANING = {
     400: "A name, a parameter or a header is malformed.",
-    403: "Signed with a key that is not the organisation's.",
+    401: "Nobody signed in, or the token has ended or is none.",
+    403: "The role, the token or the key does not allow it.",
     404: "There is no such thing.",
     408: "The body came too slowly.",
     409: "It contradicts what is here.",
@@ -48,6 +54,7 @@ _MEANING = {
     413: "Too large.",
     416: "The range begins past the end.",
     422: "The content is wrong.",
+    429: "The organisation has reached a limit.",
     503: "The database is busy or gone; try again.",
     507: "The disk is full, read-only or failing.",
 }
@@ -61,5 +68,5 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
             "description": _MEANING[status],
             "content": {"application/problem+json": {"schema": schema}},
         }
-        for status in sorted({400, 408, 413, 422, 503, 507, *statuses})
+        for status in sorted({400, 401, 403, 408, 413, 422, 429, 503, 507, *statuses})
     }

@@ -11,6 +11,9 @@ from sqlalchemy.exc import SQLAlchemyError
 import neuraverse
 from neuraverse.errors import StorageError
 from neuraverse.registry import index
+from neuraverse.registry.access import forbidden
+from neuraverse.registry.events import head
+from neuraverse.registry.identify import Who
 from neuraverse.registry.metrics import Metrics
 from neuraverse.registry.routes.fields import refusals
 from neuraverse.registry.service import Registry
@@ -32,7 +35,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         """Whether database and store can be used; send no requests if not."""
         failures: dict[str, str] = {}
         for name, ask in (
-            ("database", lambda: registry.database.read(index.head)),
+            ("database", lambda: registry.database.read(head)),
             ("store", registry.store.probe),
         ):
             try:
@@ -43,9 +46,13 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         body = {"status": "ok" if not failures else "failing", **failures}
         return JSONResponse(body, 503 if failures else 200, {"Cache-Control": "no-store"})
 
-    @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    async def prometheus() -> Response:
-        """Counters for Prometheus."""
+    @api.get(
+        "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **refusals()}
+    )
+    async def prometheus(caller: Who) -> Response:
+        """Counters for Prometheus; for operators, unless the registry is open: they tell of all tenants."""
+        if not (caller.host or caller.open):
+            raise forbidden(caller, "read the metrics", "host")
         counts = await registry.database.read(index.counts)
         return Response(metrics.render(counts), media_type="text/plain; version=0.0.4")
 

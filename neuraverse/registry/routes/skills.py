@@ -12,13 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from neuraverse import archive
 from neuraverse.keys import MAX_KEY_BYTES
 from neuraverse.manifest import BLOBS, MAX_MANIFEST_BYTES
-from neuraverse.registry import index
+from neuraverse.registry import changes, index
+from neuraverse.registry.access import Caller
 from neuraverse.registry.bodies import PARCEL, few_texts
 from neuraverse.registry.compare import difference, graph
 from neuraverse.registry.files import immutable_headers, not_modified
+from neuraverse.registry.identify import Who
 from neuraverse.registry.limits import MAX_PAGE, MAX_QUERY_CHARACTERS, MAX_SHOWN
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.routes.fields import LABEL, Alias, Hex, Label, Which, refusals
+from neuraverse.registry.routes.fields import LABEL, Alias, Hex, Label, Visibility, Which, refusals
 from neuraverse.registry.service import Registry
 from neuraverse.registry.stores import Blob
 from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE
@@ -47,6 +49,14 @@ class Signed(BaseModel):
     key: str = Field("", max_length=80, description="fingerprint of the key, for people")
 
 
+class Shown(BaseModel):
+    """Who may see a skill."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"visibility": "private"}]})
+
+    visibility: Visibility
+
+
 def router(registry: Registry) -> APIRouter:
     """The routes."""
     api = APIRouter(tags=["skills"])
@@ -67,7 +77,11 @@ def _add_publish(api: APIRouter, registry: Registry) -> None:
         responses={200: {"description": "The same bytes were published before."}, **refusals(403, 409)},
         openapi_extra={"requestBody": {"required": True, "content": body}},
     )
-    async def publish(request: Request) -> JSONResponse:
+    async def publish(
+        request: Request,
+        caller: Who,
+        visibility: Annotated[Visibility | None, Query(description="of a new skill")] = None,
+    ) -> JSONResponse:
         """Publish a signed manifest. 201: published; 200: the same bytes were published before.
 
         Either as JSON, its files uploaded before; or as a tar of manifest.json, signature.json, public.pem
@@ -82,7 +96,9 @@ def _add_publish(api: APIRouter, registry: Registry) -> None:
             said = _json(await request.body())
             documents = [text.encode() for text in (said.manifest, said.signature, said.public_key)]
             parts = {}
-        new, created = await registry.publish(documents[0], documents[1], documents[2], parts)
+        new, created = await registry.publish(
+            caller, documents[0], documents[1], documents[2], parts, visibility
+        )
         name, version = new.manifest.name, new.manifest.version
         answer = {
             "name": name,
@@ -93,29 +109,41 @@ def _add_publish(api: APIRouter, registry: Registry) -> None:
         return JSONResponse(answer, 201 if created else 200, {"Location": answer["url"]})
 
     @api.post("/v1/skills/{org}/{name}/statements", responses=refusals(403, 404, 409))
-    async def change(org: Label, name: Label, body: Signed) -> JSONResponse:
+    async def change(org: Label, name: Label, body: Signed, caller: Who) -> JSONResponse:
         """Move an alias, yank, revoke or deprecate, as the signed statement says."""
-        return JSONResponse(await registry.change(f"{org}/{name}", body.statement, body.signature))
+        return JSONResponse(await registry.change(caller, f"{org}/{name}", body.statement, body.signature))
+
+    @api.patch("/v1/skills/{org}/{name}", responses=refusals(404, 409))
+    async def show(org: Label, name: Label, body: Shown, caller: Who) -> JSONResponse:
+        """Show a skill to everybody, to whoever signs in, or to the organisation alone."""
+        done = await registry.rule(changes.show, caller, registry.settings, f"{org}/{name}", body.visibility)
+        return JSONResponse(done)
 
 
 def _add_find(api: APIRouter, registry: Registry) -> None:
     @api.get("/v1/skills", responses=refusals())
     async def search(
+        caller: Who,
         q: Annotated[str, Query(max_length=MAX_QUERY_CHARACTERS)] = "",
         cursor: Annotated[str, Query(max_length=129, pattern=f"^({LABEL}/{LABEL})?$")] = "",
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
     ) -> JSONResponse:
         """Skills by name, each with its latest version; `q` are words that must all occur."""
-        found, following = await registry.database.read(index.search, q.replace("\0", " "), cursor, limit)
+        found, following = await registry.database.read(
+            index.search, caller, q.replace("\0", " "), cursor, limit
+        )
         return JSONResponse({"skills": found, "next": following}, headers=_FRESH)
 
     @api.get("/v1/skills/{org}/{name}", responses=refusals(404))
-    async def describe(org: Label, name: Label) -> JSONResponse:
+    async def describe(org: Label, name: Label, caller: Who) -> JSONResponse:
         """Versions, the latest first, and aliases."""
-        return JSONResponse(await registry.database.read(index.describe, f"{org}/{name}"), headers=_FRESH)
+        return JSONResponse(
+            await registry.database.read(index.describe, caller, f"{org}/{name}"), headers=_FRESH
+        )
 
     @api.get("/v1/skills/{org}/{name}/diff", responses=refusals(404, 409, 410))
     async def diff(
+        caller: Who,
         org: Label,
         name: Label,
         old: Annotated[str, Query(alias="from", max_length=128, examples=["1.0.0"])],
@@ -123,25 +151,29 @@ def _add_find(api: APIRouter, registry: Registry) -> None:
     ) -> JSONResponse:
         """What differs between two versions: interface, evaluation, training, files."""
         return JSONResponse(
-            await registry.database.read(difference, f"{org}/{name}", old, new), headers=_FRESH
+            await registry.database.read(difference, caller, f"{org}/{name}", old, new), headers=_FRESH
         )
 
     @api.get("/v1/skills/{org}/{name}/aliases/{alias}", responses=refusals(404))
-    async def alias(org: Label, name: Label, alias: Alias) -> JSONResponse:
+    async def alias(org: Label, name: Label, alias: Alias, caller: Who) -> JSONResponse:
         """What an alias means, and how it has moved: when, and signed by whom."""
-        return JSONResponse(await registry.database.read(index.alias, f"{org}/{name}", alias), headers=_FRESH)
+        return JSONResponse(
+            await registry.database.read(index.alias, caller, f"{org}/{name}", alias), headers=_FRESH
+        )
 
     @api.get("/v1/skills/{org}/{name}/{version}", responses=refusals(404, 409, 410))
-    async def resolve(org: Label, name: Label, version: Which) -> JSONResponse:
+    async def resolve(org: Label, name: Label, version: Which, caller: Who) -> JSONResponse:
         """The digest behind a version, a range, an alias or `latest`, with its lineage."""
         return JSONResponse(
-            await registry.database.read(index.find, f"{org}/{name}", version), headers=_FRESH
+            await registry.database.read(index.find, caller, f"{org}/{name}", version), headers=_FRESH
         )
 
     @api.get("/v1/skills/{org}/{name}/{version}/lineage", responses=refusals(404, 409, 410))
-    async def lineage(org: Label, name: Label, version: Which) -> JSONResponse:
+    async def lineage(org: Label, name: Label, version: Which, caller: Who) -> JSONResponse:
         """Its ancestors and descendants as a graph."""
-        return JSONResponse(await registry.database.read(graph, f"{org}/{name}", version), headers=_FRESH)
+        return JSONResponse(
+            await registry.database.read(graph, caller, f"{org}/{name}", version), headers=_FRESH
+        )
 
 
 def _add_archive(api: APIRouter, registry: Registry) -> None:
@@ -152,9 +184,9 @@ def _add_archive(api: APIRouter, registry: Registry) -> None:
         response_class=Response,
         responses={200: tar, 304: {"description": "You have it."}, **refusals(404, 409, 410)},
     )
-    async def whole(request: Request, org: Label, name: Label, version: Which) -> Response:
+    async def whole(request: Request, org: Label, name: Label, version: Which, caller: Who) -> Response:
         """All of a skill in one answer: ``curl … | tar x`` gives its folder."""
-        found = await registry.database.read(index.files, f"{org}/{name}", version)
+        found = await registry.database.read(index.files, caller, f"{org}/{name}", version)
         tag = f"{found.digest.removeprefix('sha256:')}-tar"
         headers = _FRESH | {"ETag": f'"{tag}"', "Neuraverse-Digest": found.digest}
         if found.warnings:
@@ -176,13 +208,13 @@ def _add_archive(api: APIRouter, registry: Registry) -> None:
 
 
 def _add_documents(api: APIRouter, registry: Registry) -> None:
-    async def document(request: Request, digest: str, kind: str) -> Response:
-        data = await registry.database.read(index.document, f"sha256:{digest}", kind)
+    async def document(request: Request, caller: Caller, digest: str, kind: str) -> Response:
+        data, everybody = await registry.database.read(index.document, caller, f"sha256:{digest}", kind)
         # One manifest may have been signed twice, so the tag of a signature says more than the digest.
         tag = digest if kind == "manifest" else f"{digest}-{kind}"
         if not_modified(request, tag):
-            return Response(status_code=304, headers=immutable_headers(tag))
-        return Response(data, media_type="application/json", headers=immutable_headers(tag))
+            return Response(status_code=304, headers=immutable_headers(tag, everybody))
+        return Response(data, media_type="application/json", headers=immutable_headers(tag, everybody))
 
     responses: dict[int | str, dict[str, Any]] = {
         200: {"description": "The exact bytes.", "content": {"application/json": {}}},
@@ -191,21 +223,21 @@ def _add_documents(api: APIRouter, registry: Registry) -> None:
     }
 
     @api.get("/v1/manifests/{digest}", response_class=Response, responses=responses)
-    async def manifest(digest: Hex, request: Request) -> Response:
+    async def manifest(digest: Hex, request: Request, caller: Who) -> Response:
         """The exact bytes of a manifest."""
-        return await document(request, digest, "manifest")
+        return await document(request, caller, digest, "manifest")
 
     @api.get("/v1/manifests/{digest}/signature", response_class=Response, responses=responses)
-    async def signature(digest: Hex, request: Request) -> Response:
+    async def signature(digest: Hex, request: Request, caller: Who) -> Response:
         """The exact bytes of its signature."""
-        return await document(request, digest, "signature")
+        return await document(request, caller, digest, "signature")
 
     pem = {"description": "One PEM after the other.", "content": {"application/x-pem-file": {}}}
 
     @api.get("/v1/orgs/{org}/key", response_class=Response, responses={200: pem, **refusals(404)})
-    async def key(org: Label) -> Response:
+    async def key(org: Label, caller: Who) -> Response:
         """The public keys that an organisation publishes with, as PEM."""
-        text = "".join(await registry.database.read(index.keys, org))
+        text = "".join(await registry.database.read(index.keys, caller, org))
         return Response(text, media_type="application/x-pem-file", headers=_FRESH)
 
 
