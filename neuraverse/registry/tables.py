@@ -119,6 +119,7 @@ invitations = Table(
     Column("id", String(16), primary_key=True),
     Column("hash", String(64), nullable=False, unique=True),
     Column("org_id", ForeignKey("orgs.id"), nullable=True, index=True),  # null: to operate the registry
+    Column("account_id", ForeignKey("accounts.id"), nullable=True),  # given back to who lost its tokens
     Column("role", String(16), nullable=False),
     Column("created_by", ForeignKey("accounts.id"), nullable=True),
     Column("created_at", String(32), nullable=False),
@@ -323,6 +324,8 @@ webhooks = Table(
     Column("attempts", Integer, nullable=False, server_default="0"),  # at the event behind the cursor
     Column("next_at", String(32), nullable=False, server_default=""),
     Column("error", String(300), nullable=False, server_default=""),
+    Column("lease_until", String(32), nullable=False, server_default=""),  # a process works on it until then
+    Column("disabled_at", String(32), nullable=True),  # and `error` says why
     Column("created_by", ForeignKey("accounts.id"), nullable=False),
     Column("created_at", String(32), nullable=False),
 )
@@ -336,6 +339,7 @@ dead_letters = Table(
     Column("attempts", Integer, nullable=False),
     Column("error", String(300), nullable=False),
     Column("at", String(32), nullable=False),
+    Column("again", Boolean, nullable=False, server_default=false()),  # somebody wants it to be tried once more
 )
 
 # What each robot says that it runs, for each reference that it follows.

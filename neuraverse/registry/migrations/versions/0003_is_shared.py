@@ -78,6 +78,7 @@ _NEW.append(
         sa.Column("id", sa.String(16), primary_key=True),
         sa.Column("hash", sa.String(64), nullable=False, unique=True),
         sa.Column("org_id", sa.ForeignKey("orgs.id"), nullable=True, index=True),
+        sa.Column("account_id", sa.ForeignKey("accounts.id"), nullable=True),
         sa.Column("role", sa.String(16), nullable=False),
         sa.Column("created_by", sa.ForeignKey("accounts.id"), nullable=True),
         sa.Column("created_at", sa.String(32), nullable=False),
@@ -160,6 +161,8 @@ _NEW.append(
         sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
         sa.Column("next_at", sa.String(32), nullable=False, server_default=""),
         sa.Column("error", sa.String(300), nullable=False, server_default=""),
+        sa.Column("lease_until", sa.String(32), nullable=False, server_default=""),
+        sa.Column("disabled_at", sa.String(32), nullable=True),
         sa.Column("created_by", sa.ForeignKey("accounts.id"), nullable=False),
         sa.Column("created_at", sa.String(32), nullable=False),
     )
@@ -174,6 +177,7 @@ _NEW.append(
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("error", sa.String(300), nullable=False),
         sa.Column("at", sa.String(32), nullable=False),
+        sa.Column("again", sa.Boolean, nullable=False, server_default=sa.false()),
     )
 )
 
@@ -282,8 +286,7 @@ def upgrade() -> None:
     """Add them. What can be found by which words is left to the server, which fills it when it starts."""
     for table, column in _COLUMNS:
         op.add_column(table, column._copy())
-    with op.batch_alter_table("versions") as batch:
-        batch.drop_column("search")
+    op.execute("ALTER TABLE versions DROP COLUMN search")  # others refer to it: SQLite could not make it anew
     with op.batch_alter_table("events") as batch:
         batch.add_column(
             sa.Column("skill_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True)
