@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
 
+from neuraverse.errors import UnknownNameError
 from neuraverse.keys import PublicKey
 from neuraverse.registry.access import (
     INVITATION,
@@ -18,6 +19,7 @@ from neuraverse.registry.access import (
     ROLES,
     TOKEN,
     Caller,
+    Role,
     digest,
     forbidden,
     needs,
@@ -41,6 +43,7 @@ from neuraverse.registry.tables import (
 INVITATION_HOURS = 7 * 24.0
 LOGIN_HOURS = 90 * 24.0
 ROBOT_HOURS = 365 * 24.0
+CODE_HOURS = 24.0
 OPERATOR = "operator"
 _ORG_FIELDS = ("visibility", "protected")
 _QUOTAS = ("quota_bytes", "quota_versions", "quota_requests", "quota_events")
@@ -55,9 +58,24 @@ def first_operator(db: Connection) -> str | None:
 
 def new_operator(db: Connection) -> str:
     """A code that makes its bearer an operator; those that were not used end."""
-    unused = and_(invitations.c.org_id.is_(None), invitations.c.used_at.is_(None))
+    i = invitations.c
+    unused = and_(i.org_id.is_(None), i.account_id.is_(None), i.used_at.is_(None))
     db.execute(update(invitations).where(unused).values(expires_at=now()))
-    code = _invite(db, Caller(), None, OPERATOR, 24.0)["code"]
+    code = _invite(db, Caller(), None, OPERATOR, CODE_HOURS)["code"]
+    return str(code)
+
+
+def recover(db: Connection, name: str) -> str:
+    """A code that signs in a person whose tokens are lost or over; for who has the server's machine.
+
+    Raises:
+        UnknownNameError: There is no such person.
+    """
+    people = and_(accounts.c.kind == "person", accounts.c.disabled_at.is_(None))
+    account = db.scalar(select(accounts.c.id).where(people, accounts.c.name == name))
+    if account is None:
+        raise UnknownNameError("account", name, db.scalars(select(accounts.c.name).where(people)))
+    code = _invite(db, Caller(), None, "account", CODE_HOURS, account)["code"]
     return str(code)
 
 
@@ -67,12 +85,12 @@ def log_in(db: Connection, caller: Caller, code: str, name: str) -> dict[str, An
     Args:
         db: A transaction that writes.
         caller: Who asks; somebody who signed in keeps their account.
-        code: The invitation.
+        code: The invitation, or what `recover` gave.
         name: Of the new account.
 
     Raises:
-        Problem: 401 the code is none, was used or has expired, 403 a robot asks, 409 the name is taken, 422
-            there is no name.
+        Problem: 401 the code is none, was used or has expired, 403 a robot or a limited token asks, 409 the
+            name is taken, 422 there is no name.
     """
     row = db.execute(select(invitations).where(invitations.c.hash == digest(code))).one_or_none()
     if row is None:
@@ -81,18 +99,20 @@ def log_in(db: Connection, caller: Caller, code: str, name: str) -> dict[str, An
         raise _no_code(f"the code was used at {row.used_at}", "it works once; ask for another one")
     if row.expires_at <= now():
         raise _no_code(f"the code has expired at {row.expires_at}", "ask for another one")
-    if caller.kind == "robot":
-        raise forbidden(caller, "join an organisation", "admin")
+    if caller.account is not None:  # the answer has a token for all that the account may
+        _whole(db, caller, "join an organisation")
     account = caller.account
-    if account is None:
-        account, name = _new_account(db, "person", name), name
+    if row.account_id is not None:
+        account, name = row.account_id, _whose(db, row.account_id, name)
+    elif account is None:
+        account = _new_account(db, "person", name)
     else:
         name = caller.name
     db.execute(update(invitations).where(invitations.c.id == row.id).values(used_at=now(), used_by=account))
-    if row.org_id is None:
+    if row.org_id is not None:
+        _raise_role(db, row.org_id, account, row.role)
+    elif row.account_id is None:
         db.execute(update(accounts).where(accounts.c.id == account).values(operator=True))
-    else:
-        _set_role(db, row.org_id, account, row.role)
     rights_changed(db)
     who = Caller(account=account, name=name)
     note(db, who, row.org_id, "login", name, role=row.role, invitation=row.id)
@@ -337,15 +357,7 @@ def make_token(
         Problem: 401, 403 a robot or a limited token asks, 404 the organisation is not the caller's, 422
             unknown scopes.
     """
-    _person(caller, "make tokens")
-    own = db.execute(select(tokens).where(tokens.c.id == caller.token)).one()
-    if own.org_id is not None or set(own.scopes) != set(RIGHTS):
-        raise Problem(
-            403,
-            "forbidden",
-            "a token that is limited itself makes no others",
-            remedy="use the one that `neuraverse login` got",
-        )
+    _whole(db, caller, "make tokens")
     org_id = None if org is None else needs(db, caller, org, "read", "make tokens").id
     chosen = _scopes(scopes, frozenset(RIGHTS))
     made = _new_token(db, caller.account or 0, label, org_id, chosen, hours)
@@ -367,13 +379,15 @@ def list_tokens(db: Connection, caller: Caller) -> list[dict[str, Any]]:
 
 
 def revoke_token(db: Connection, caller: Caller, token: str) -> None:
-    """End one of the caller's tokens; the one that asks, too.
+    """End one of the caller's tokens; the one that asks, too. A limited one ends only itself.
 
     Raises:
-        Problem: 401, 404.
+        Problem: 401, 403, 404.
     """
     if caller.account is None:
         raise forbidden(caller, "revoke tokens", "read")
+    if token != caller.token:
+        _whole(db, caller, "revoke others")
     mine = and_(tokens.c.id == token, tokens.c.account_id == caller.account)
     if not db.scalar(select(tokens.c.id).where(mine)):
         raise Problem(404, "no-such-token", f"you have no token {token}")
@@ -460,6 +474,19 @@ def _person(caller: Caller, what: str) -> None:
         raise forbidden(caller, what, "admin")
 
 
+def _whole(db: Connection, caller: Caller, what: str) -> None:
+    """Whether it is a person with a token for all that they may: a limited one gets nobody another one."""
+    _person(caller, what)
+    own = db.execute(select(tokens).where(tokens.c.id == caller.token)).one()
+    if own.org_id is not None or set(own.scopes) != set(RIGHTS):
+        raise Problem(
+            403,
+            "forbidden",
+            f"a token that is limited does not {what}",
+            remedy="use the one that `neuraverse login` got",
+        )
+
+
 def _scopes(wanted: Sequence[str], allowed: frozenset[Any]) -> list[str]:
     unknown = sorted(set(wanted) - allowed)
     if unknown or not wanted:
@@ -475,6 +502,16 @@ def _scopes(wanted: Sequence[str], allowed: frozenset[Any]) -> list[str]:
 
 def _no_code(detail: str, remedy: str) -> Problem:
     return Problem(401, "code", detail, remedy=remedy, headers={"WWW-Authenticate": "Bearer"}, field="code")
+
+
+def _whose(db: Connection, account: int, name: str) -> str:
+    """The name of the account that a code gives back, if whoever has the code does not name another one."""
+    row = db.execute(select(accounts).where(accounts.c.id == account)).one()
+    if row.disabled_at is not None or name not in ("", row.name):
+        raise _no_code(
+            f"the code does not sign in {name or row.name}", "name the account that it was made for"
+        )
+    return str(row.name)
 
 
 def _id(result: Any) -> int:
@@ -508,11 +545,14 @@ def _new_token(
     return {"token": token, "id": row["id"], "scopes": row["scopes"], "expires": row["expires_at"]}
 
 
-def _invite(db: Connection, caller: Caller, org_id: int | None, role: str, hours: float) -> dict[str, Any]:
+def _invite(
+    db: Connection, caller: Caller, org_id: int | None, role: str, hours: float, account: int | None = None
+) -> dict[str, Any]:
     code = new_secret(INVITATION)
     row = {
         "id": secrets.token_hex(8),
         "org_id": org_id,
+        "account_id": account,
         "role": role,
         "created_by": caller.account,
         "created_at": now(),
@@ -550,6 +590,14 @@ def _keep_an_owner(db: Connection, org: Row[Any], member: Row[Any]) -> None:
             f"this is the last owner of {org.name}",
             remedy="make another member its owner first",
         )
+
+
+def _raise_role(db: Connection, org_id: int, account: int, role: Role) -> None:
+    """Give a role to who has none or one with less rights: nobody loses any by an invitation."""
+    at = and_(members.c.org_id == org_id, members.c.account_id == account)
+    now_has = db.scalar(select(members.c.role).where(at))
+    if now_has is None or ROLES[now_has] < ROLES[role]:
+        _set_role(db, org_id, account, role)
 
 
 def _set_role(db: Connection, org_id: int, account: int, role: str) -> None:

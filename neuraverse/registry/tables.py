@@ -118,7 +118,8 @@ invitations = Table(
     metadata,
     Column("id", String(16), primary_key=True),
     Column("hash", String(64), nullable=False, unique=True),
-    Column("org_id", ForeignKey("orgs.id"), nullable=True, index=True),  # null: to operate the registry
+    # Neither of both: to operate the registry.
+    Column("org_id", ForeignKey("orgs.id"), nullable=True, index=True),
     Column("account_id", ForeignKey("accounts.id"), nullable=True),  # given back to who lost its tokens
     Column("role", String(16), nullable=False),
     Column("created_by", ForeignKey("accounts.id"), nullable=True),
@@ -339,7 +340,18 @@ dead_letters = Table(
     Column("attempts", Integer, nullable=False),
     Column("error", String(300), nullable=False),
     Column("at", String(32), nullable=False),
-    Column("again", Boolean, nullable=False, server_default=false()),  # somebody wants it to be tried once more
+    Column("again", Boolean, nullable=False, server_default=false()),  # somebody wants it tried once more
+)
+
+# What is known of a robot besides its account.
+robots = Table(
+    "robots",
+    metadata,
+    Column("robot_id", ForeignKey("accounts.id"), primary_key=True),
+    Column("seen_at", String(32), nullable=False),  # when it last said something
+    # How many field reports it has sent since then; an hour later it counts anew.
+    Column("reports_from", String(32), nullable=False, server_default=""),
+    Column("reports", Integer, nullable=False, server_default="0"),
 )
 
 # What each robot says that it runs, for each reference that it follows.
@@ -353,6 +365,9 @@ installs = Table(
     Column("state", String(16), nullable=False),
     Column("reason", String(300), nullable=False),
     Column("since", String(32), nullable=False),
+    # The version that it last refused or rolled back from, and when it last said so.
+    Column("failed_id", ForeignKey("versions.id"), nullable=True),
+    Column("failed_at", String(32), nullable=False, server_default=""),
     Column("reported_at", String(32), nullable=False),
 )
 
@@ -382,7 +397,7 @@ rollouts = Table(
     "rollouts",
     metadata,
     Column("id", String(16), primary_key=True),
-    Column("org_id", ForeignKey("orgs.id"), nullable=False, index=True),  # whose robots
+    Column("org_id", ForeignKey("orgs.id"), nullable=False),  # whose robots
     Column("skill_id", ForeignKey("skills.id"), nullable=False, index=True),
     Column("which", String(128), nullable=False),  # the alias that they follow
     Column("target_id", ForeignKey("versions.id"), nullable=False),
@@ -397,6 +412,7 @@ rollouts = Table(
     Column("reason", String(300), nullable=False, server_default=""),
     Column("created_at", String(32), nullable=False),
     Column("changed_at", String(32), nullable=False),
+    Index("rollouts_by_reference", "org_id", "skill_id", "which"),
 )
 
 # Sums of what a robot reported of a version on a body.
