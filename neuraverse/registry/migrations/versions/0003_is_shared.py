@@ -183,6 +183,17 @@ _NEW.append(
 
 _NEW.append(
     sa.Table(
+        "robots",
+        _METADATA,
+        sa.Column("robot_id", sa.ForeignKey("accounts.id"), primary_key=True),
+        sa.Column("seen_at", sa.String(32), nullable=False),
+        sa.Column("reports_from", sa.String(32), nullable=False, server_default=""),
+        sa.Column("reports", sa.Integer, nullable=False, server_default="0"),
+    )
+)
+
+_NEW.append(
+    sa.Table(
         "installs",
         _METADATA,
         sa.Column("robot_id", sa.ForeignKey("accounts.id"), primary_key=True),
@@ -192,6 +203,8 @@ _NEW.append(
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("reason", sa.String(300), nullable=False),
         sa.Column("since", sa.String(32), nullable=False),
+        sa.Column("failed_id", sa.ForeignKey("versions.id"), nullable=True),
+        sa.Column("failed_at", sa.String(32), nullable=False, server_default=""),
         sa.Column("reported_at", sa.String(32), nullable=False),
     )
 )
@@ -224,7 +237,7 @@ _NEW.append(
         "rollouts",
         _METADATA,
         sa.Column("id", sa.String(16), primary_key=True),
-        sa.Column("org_id", sa.ForeignKey("orgs.id"), nullable=False, index=True),
+        sa.Column("org_id", sa.ForeignKey("orgs.id"), nullable=False),
         sa.Column("skill_id", sa.ForeignKey("skills.id"), nullable=False, index=True),
         sa.Column("which", sa.String(128), nullable=False),
         sa.Column("target_id", sa.ForeignKey("versions.id"), nullable=False),
@@ -239,6 +252,7 @@ _NEW.append(
         sa.Column("reason", sa.String(300), nullable=False, server_default=""),
         sa.Column("created_at", sa.String(32), nullable=False),
         sa.Column("changed_at", sa.String(32), nullable=False),
+        sa.Index("rollouts_by_reference", "org_id", "skill_id", "which"),
     )
 )
 
