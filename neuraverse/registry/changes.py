@@ -75,7 +75,8 @@ def apply(
     event = _carry_out(db, caller, skill, said, by)
     serial = skill.serial + 1
     db.execute(update(skills).where(skills.c.id == skill.id).values(serial=serial))
-    note(db, caller, org.id, said.action, said.name, **said.model_dump(exclude_defaults=True))
+    told = said.model_dump(exclude_defaults=True, exclude={"action", "name", "registry"})
+    note(db, caller, org.id, said.action, said.name, key=by, **told)
     notify(db)
     return {"name": name, "serial": serial, "event": event}
 

@@ -39,7 +39,7 @@ def test_upload_then_download(stored):
     answer = stored.get(URL)
     assert (answer.status_code, answer.content) == (200, DATA)
     assert answer.headers["etag"] == f'"{HEX}"'
-    assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
     assert answer.headers["accept-ranges"] == "bytes"
 
 

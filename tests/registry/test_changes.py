@@ -52,7 +52,7 @@ def test_a_yanked_version_is_never_chosen(api, publish_new, state, problem):
     problem(state(api, "alias", alias="next", version="1.1.0"), 409, "not-active")
     assert state(api, "unyank", version="1.1.0").status_code == 200
     assert api.get(f"{REF}/latest").json()["version"] == "1.1.0"
-    assert [e["type"] for e in api.get("/v1/events?after=3").json()["events"]] == ["yanked", "unyanked"]
+    assert [e["type"] for e in api.get("/v1/events?after=0").json()["events"]][3:] == ["yanked", "unyanked"]
 
 
 @pytest.mark.storages
@@ -103,7 +103,7 @@ def test_a_statement_holds_once_and_here_alone(api, publish_new, state, problem)
         problem(state(api, "alias", alias="stable", version="1.0.0", said=said), 409, kind)
     assert state(api, "alias", alias="stable", version="1.0.0").status_code == 200
     problem(state(api, "alias", alias="stable", version="1.0.0", said={"serial": 1}), 409, "serial")
-    assert len(api.get("/v1/events?after=1").json()["events"]) == 1
+    assert len(api.get("/v1/events?after=0").json()["events"]) == 2
 
 
 def test_a_stranger_changes_nothing(api, publish_new, state, problem, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -15,15 +16,21 @@ from neuraverse.registry import Settings, background, feed
 
 @pytest.mark.storages
 def test_polling(api, publish_new, state, publisher):
-    assert api.get("/v1/events").json() == {"events": [], "next": 0, "reset": False}
+    begin = api.get("/v1/events").json()
+    mark = begin["next"].removesuffix("-0")
+    assert begin == {"events": [], "next": f"{mark}-0", "reset": False}
+    assert re.fullmatch("[0-9a-f]{8}", mark)
     skill = publish_new()
     assert state(api, "alias", alias="stable", version="1.0.0").status_code == 200
     page = api.get("/v1/events?after=0").json()
     first, second = page["events"]
-    assert page["next"] == second["id"] == 2
+    assert page["next"] == second["cursor"] == f"{mark}-{second['id']}"
     assert first.pop("at").endswith("Z")
+    number = first.pop("id")
+    assert abs(number / 1e6 - time.time()) < 60.0  # microseconds, so that gaps tell nothing
+    assert second["id"] > number
     assert first == {
-        "id": 1,
+        "cursor": f"{mark}-{number}",
         "type": "published",
         "name": "acme/weld-seam",
         "version": "1.0.0",
@@ -33,19 +40,72 @@ def test_polling(api, publish_new, state, publisher):
         "by": publisher.public_key().fingerprint,
     }
     assert (second["type"], second["alias"], second["digest"]) == ("alias", "stable", skill.digest)
-    assert api.get("/v1/events?after=1").json()["events"] == [second]
-    assert api.get("/v1/events?after=0&limit=1").json()["next"] == 1
+    assert api.get(f"/v1/events?after={mark}-{number}").json()["events"] == [second]
+    assert api.get("/v1/events?after=0&limit=1").json()["next"] == f"{mark}-{number}"
     # Without a cursor: nothing of the past, and the cursor of now.
-    assert api.get("/v1/events").json() == {"events": [], "next": 2, "reset": False}
+    assert api.get("/v1/events").json() == {"events": [], "next": second["cursor"], "reset": False}
 
 
 def test_a_cursor_of_another_registry(api, publish_new):
     publish_new()
-    assert api.get("/v1/events?after=77").json() == {"events": [], "next": 1, "reset": True}
+    now = api.get("/v1/events").json()["next"]
+    for other in ("00000000-77", "ffffffff-0"):
+        answer = api.get(f"/v1/events?after={other}").json()
+        assert answer == {"events": [], "next": now, "reset": True}
+
+
+def test_polling_on_condition(api, publish_new):
+    publish_new()
+    head = api.get("/v1/events")
+    mine = {"If-None-Match": head.headers["etag"]}
+    path = f"/v1/events?after={head.json()['next']}"
+    quiet = api.get(path, headers=mine)
+    assert (quiet.status_code, quiet.content) == (304, b"")
+    publish_new(version="1.1.0")
+    news = api.get(path, headers=mine)
+    assert [e["version"] for e in news.json()["events"]] == ["1.1.0"]
+    assert news.headers["etag"] != head.headers["etag"]
+
+
+@pytest.mark.storages
+def test_filters(api, publish_new, state):
+    weld, grind = publish_new(), publish_new(name="grind")
+    state(api, "alias", alias="stable", version="1.0.0")
+
+    def told(query):
+        return [e["name"] for e in api.get(f"/v1/events?after=0&{query}").json()["events"]]
+
+    assert told("skill=acme/weld-seam") == ["acme/weld-seam"] * 2
+    assert told("org=acme") == ["acme/weld-seam", "acme/grind", "acme/weld-seam"]
+    assert told("org=acm") == told("org=other") == told("skill=acme/weld") == []
+    assert weld.interface.digest() == grind.interface.digest()
+    assert told(f"interface={weld.interface.digest()}") == told("org=acme")
+    assert told(f"interface=sha256:{'0' * 64}") == []
+
+
+def test_ids_only_grow_when_the_clock_goes_back(api, publish_new, state, monkeypatch):
+    publish_new()
+    monkeypatch.setattr("time.time_ns", lambda: 0)
+    state(api, "alias", alias="stable", version="1.0.0")
+    first, second = api.get("/v1/events?after=0").json()["events"]
+    assert second["id"] == first["id"] + 1
 
 
 @pytest.mark.parametrize(
-    "query", ["after=-1", "after=x", "limit=0", "limit=1001", "wait=31", "wait=-1", "wait=nan"]
+    "query",
+    [
+        "after=-1",
+        "after=x",
+        "after=77",
+        "org=A",
+        "skill=x",
+        "interface=x",
+        "limit=0",
+        "limit=1001",
+        "wait=31",
+        "wait=-1",
+        "wait=nan",
+    ],
 )
 def test_parameters_that_cannot_be(api, query, problem):
     problem(api.get(f"/v1/events?{query}"), 400)
@@ -64,7 +124,7 @@ def test_a_poll_waits_for_news(api, publish_new):
     publish_new()
     thread.join()
     ((page, seconds),) = answers
-    assert [e["id"] for e in page["events"]] == [1]
+    assert [e["type"] for e in page["events"]] == ["published"]
     assert seconds < 15.0
 
 
@@ -114,29 +174,35 @@ def test_the_stream_tells_the_past_then_the_present(url, tiny_skill, submission,
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["x-accel-buffering"] == "no"
         found = blocks(response)
-        assert next(found) == {"retry": "1000", "id": "0"}
+        begin = next(found)
+        assert begin["id"].endswith("-0")
+        assert begin["retry"] == "1000"
         past = next(found)
         publish_to(url, make_skill(tmp_path / "next", version="1.1.0"), submission)
         present = next(found)
-    assert [(b["id"], b["event"]) for b in (past, present)] == [("1", "published"), ("2", "published")]
+    assert [b["event"] for b in (past, present)] == ["published"] * 2
     polled = httpx.get(f"{url}/v1/events?after=0").json()["events"]
     assert [json.loads(b["data"]) for b in (past, present)] == polled
+    assert [b["id"] for b in (past, present)] == [e["cursor"] for e in polled]
 
 
 def test_the_stream_goes_on_behind_the_last_event_id(url, tiny_skill, submission, state):
     publish_to(url, tiny_skill, submission)
-    asked = {"Last-Event-ID": "1"}
+    last = httpx.get(f"{url}/v1/events").json()["next"]
+    asked = {"Last-Event-ID": last}
     with httpx.stream("GET", f"{url}/v1/events/stream?after=0", headers=asked, timeout=10) as response:
         found = blocks(response)
-        assert next(found)["id"] == "1"
+        assert next(found)["id"] == last
         with httpx.Client(base_url=url) as http:
             state(http, "alias", alias="stable", version="1.0.0").raise_for_status()
         assert next(found)["event"] == "alias"
 
 
 def test_the_stream_resets_a_cursor_of_another_registry(url):
-    with httpx.stream("GET", f"{url}/v1/events/stream?after=50", timeout=10) as response:
-        assert next(blocks(response)) == {"retry": "1000", "id": "0", "event": "reset", "data": "{}"}
+    with httpx.stream("GET", f"{url}/v1/events/stream?after=00000000-5", timeout=10) as response:
+        first = next(blocks(response))
+        assert (first["event"], first["data"]) == ("reset", "{}")
+        assert first["id"] == httpx.get(f"{url}/v1/events").json()["next"]
 
 
 def test_a_quiet_stream_says_that_it_is_alive(url, monkeypatch):
@@ -167,7 +233,9 @@ def test_many_readers_see_the_same(url, tiny_skill, submission, state):
             state(http, "alias", alias=alias, version="1.0.0").raise_for_status()
     for thread in threads:
         thread.join()
-    assert seen == [["1", "2", "3", "4"]] * readers
+    told = [e["cursor"] for e in httpx.get(f"{url}/v1/events?after=0").json()["events"]]
+    assert seen == [told] * readers
+    assert len(told) == 4
 
 
 def test_a_silent_body_is_given_up(impatient):
