@@ -330,12 +330,13 @@ def _leases(db: Connection, digests: Sequence[str]) -> dict[str, str]:
 
 
 def _row(db: Connection, caller: Caller, sha256: str) -> Row[Any] | None:
-    """A blob; whether a version holds it, one that was not revoked, and whether it exists for the caller."""
-    free = _HELD.where(versions.c.state != REVOKED)
+    """A blob; whether it exists for the caller, and a version that they see holds it, one that stands."""
+    seen = _HELD.where(caller.seen())
+    free = seen.where(versions.c.state != REVOKED)
     query = select(
         blobs,
-        exists(_HELD).label("held"),
-        exists(free.where(caller.seen())).label("free"),
+        exists(seen).label("held"),
+        exists(free).label("free"),
         exists(free.where(skills.c.visibility == PUBLIC)).label("public"),
         visible(caller, sha256).label("shown"),
     )
