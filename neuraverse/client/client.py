@@ -371,9 +371,17 @@ class Client:
         return self._events(after, wait)[0]
 
     def _events(self, after: str | None, wait: float, **wanted: str) -> tuple[list[Event], str, bool]:
-        params = {"wait": str(wait), "limit": "1000", **wanted}
-        params |= {} if after is None else {"after": after}
-        page = self._transport.json("GET", "/v1/events", params=params, read_s=wait + 10.0)
+        params, headers = {"wait": str(wait), "limit": "1000", **wanted}, {}
+        if after is not None:
+            params["after"] = after
+            headers["If-None-Match"] = f'"{after}"'
+        path, ok = "/v1/events", (200, 304)
+        with self._transport.stream(
+            "GET", path, params=params, headers=headers, ok=ok, read_s=wait + 10.0
+        ) as answer:
+            if answer.status_code == 304 and after is not None:
+                return [], after, False
+            page = self._transport.parsed(answer, path)
         events, cursor = page.get("events"), page.get("next")
         if not isinstance(events, list) or not (isinstance(cursor, str) and re.fullmatch(CURSOR, cursor)):
             raise NetworkError(f"{self.url} sent events that are none")

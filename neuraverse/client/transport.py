@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,14 @@ class Transport:
 
     def _with_token(self) -> dict[str, str]:
         """The headers of a request to the registry itself; nobody else gets the token."""
-        return self._headers | ({"Authorization": f"Bearer {self.token}"} if self.token else {})
+        if not self.token:
+            return self._headers
+        if not re.fullmatch("[!-~]{1,200}", self.token):  # else httpx refuses it, in words that contain it
+            raise UsageError(
+                "the token has characters that no token has, or too many",
+                remedy="look at NEURAVERSE_TOKEN, or `neuraverse login` again",
+            )
+        return self._headers | {"Authorization": f"Bearer {self.token}"}
 
     def close(self) -> None:
         """Close the connections, if they are ours."""
@@ -218,9 +226,17 @@ class Transport:
             RegistryError: It refused.
         """
         with self.stream(method, path, ok=ok, **request) as response:
-            if not _media_type(response).endswith("json"):
-                raise self._stranger(f"it sent {_media_type(response) or 'an untyped body'} for {path}")
-            data = self.read(response, MAX_ANSWER_BYTES, path)
+            return self.parsed(response, path)
+
+    def parsed(self, response: httpx.Response, path: str) -> dict[str, Any]:
+        """The JSON object in a small body.
+
+        Raises:
+            NetworkError: There is something else in it, as of a login page.
+        """
+        if not _media_type(response).endswith("json"):
+            raise self._stranger(f"it sent {_media_type(response) or 'an untyped body'} for {path}")
+        data = self.read(response, MAX_ANSWER_BYTES, path)
         try:
             answer = json.loads(data)
         except (ValueError, RecursionError):

@@ -1,7 +1,8 @@
 """Following the event feed: stream while that works, poll in between, wait out failures, lose nothing.
 
 Each round polls behind the cursor, then streams until the stream ends, then pauses. The cursor only grows, so
-that no event comes twice; the server replays what lies behind it, so that none is lost.
+that no event comes twice; the server replays what lies behind it, so that none is lost. Pauses are drawn by
+chance, so that those who lost the same server do not all come back at the same moment.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from neuraverse.client.refs import BEGINNING, CURSOR, Event
@@ -50,7 +51,8 @@ def watch(
         name: Only events of this skill, and resets.
         stop: Ends the iteration.
     """
-    for event in _Watch(transport, poll, after, stop or threading.Event()).run():
+    wanted = {} if name is None else {"skill": name}  # a registry that does not know it sends everything
+    for event in _Watch(transport, poll, after, wanted, stop or threading.Event()).run():
         if name is None or event.name == name or event.type == "reset":
             yield event
 
@@ -61,11 +63,13 @@ class _Watch:
         transport: Transport,
         poll: Callable[..., Page],
         after: str,
+        wanted: Mapping[str, str],
         stop: threading.Event,
     ) -> None:
         self._transport = transport
         self._poll = poll
         self._cursor = after
+        self._wanted = wanted
         self._last = 0  # id of the last event that was given on: none comes twice, whatever a registry sends
         self._stop = stop
         self._stream_from = 0.0  # when to try a stream again [s, monotonic]
@@ -92,7 +96,7 @@ class _Watch:
     def _catch_up(self) -> Iterator[Event]:
         """Polls until there is nothing new."""
         while not self._stop.is_set():
-            events, cursor, reset = self._poll(self._cursor, 0.0)
+            events, cursor, reset = self._poll(self._cursor, 0.0, **self._wanted)
             if reset:
                 yield self._reset(cursor)
                 continue
@@ -108,7 +112,7 @@ class _Watch:
         try:
             with (
                 self._transport.stream(
-                    "GET", "/v1/events/stream", headers=headers, read_s=SILENCE_S
+                    "GET", "/v1/events/stream", params=self._wanted, headers=headers, read_s=SILENCE_S
                 ) as response,
                 _cut_on(self._stop, response),
             ):

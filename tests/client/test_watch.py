@@ -1,9 +1,10 @@
-"""Watching: each event once and in order, whatever the network does."""
+"""Watching: each event once and in order, whatever the network does; and no more talk than need be."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import random
 import threading
 import time
 
@@ -15,6 +16,7 @@ from neuraverse.errors import NetworkError
 from neuraverse.registry import background
 
 NAME = "acme/weld-seam"
+FIRST_PAUSE_S = watching._FIRST_PAUSE_S
 
 
 @pytest.fixture(autouse=True)
@@ -250,3 +252,76 @@ def test_another_registry_in_its_place(tmp_path, publisher, tiny_skill, read, ke
         assert reader.until(6)[5:] == author.events()
         reader.end()
     robot.close()
+
+
+# --- no more talk than need be
+
+
+def test_while_nothing_is_new_the_answer_is_304(author, published, through):
+    answers = []
+
+    def note(request, response):
+        answers.append(response.status_code)
+        return response
+
+    client, _ = through(note)
+    (event,) = client.events()
+    assert client.events(event.cursor) == client.events(event.cursor, wait=0.05) == []
+    aliases(author, 1)
+    (moved,) = client.events(event.cursor)
+    assert moved.alias == "a0"
+    assert answers == [200, 304, 304, 200]
+    assert client.cursor() == moved.cursor
+
+
+def test_a_304_that_was_not_asked_for_is_no_cursor(published, through, net):
+    client, _ = through(lambda request, response: net.replaced(response, b"", 304))
+    with pytest.raises(NetworkError, match="does not answer as a neuraverse registry"):
+        client.cursor()
+
+
+def test_who_watches_one_skill_asks_for_that_alone(
+    author, published, through, net, read, make_skill, tmp_path
+):
+    """By stream and by poll, so that a thousand robots are not told of what is not theirs."""
+    client, meddler = through(not_a_stream(net, "404"))
+    reader = read(client, after="0", name=NAME)
+    author.publish(make_skill(tmp_path / "grind", name="grind").path)
+    aliases(author, 1)
+    assert [e.name for e in reader.until(2)] == [NAME, NAME]
+    reader.end()
+    assert {request.url.path for request in meddler.requests} == {"/v1/events", "/v1/events/stream"}
+    assert {request.url.params["skill"] for request in meddler.requests} == {NAME}
+
+
+class Chosen:
+    """A stop event that nobody waits for: it notes the pauses, and is set when there are enough."""
+
+    def __init__(self, count):
+        self.pauses = []
+        self._count = count
+
+    def is_set(self):
+        return len(self.pauses) >= self._count
+
+    def wait(self, seconds):
+        self.pauses.append(seconds)
+
+
+def test_robots_that_lost_the_same_server_do_not_come_back_together(monkeypatch):
+    """Fifty of them: by the pauses that they choose, no tenth of a second sees a third come back."""
+    monkeypatch.setattr(watching, "_FIRST_PAUSE_S", FIRST_PAUSE_S)
+    random.seed(0)
+
+    def down(*_, **__):
+        raise NetworkError("the server is gone")
+
+    returns = []
+    for _ in range(50):
+        chosen = Chosen(3)
+        assert list(watching.watch(None, down, "0", NAME, chosen)) == []
+        returns.append(list(itertools.accumulate(chosen.pauses)))
+    for attempt in range(3):
+        at = sorted(each[attempt] for each in returns)
+        assert max(sum(t <= other < t + 0.1 for other in at) for t in at) <= 16, at
+        assert at[-1] - at[0] > 0.5
