@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from neuraverse.cli import cache, learn, operate, publish, receive, use
+from neuraverse.cli import accounts, cache, learn, operate, orgs, publish, receive, use
 from neuraverse.cli.demo import demo
 from neuraverse.cli.failures import INTERRUPTED, told
 from neuraverse.cli.options import LEARN, example
@@ -21,6 +21,7 @@ STORY = (
     *("demo", "train", "fine-tune", "eval", "recipes", "envs"),
     *("keys", "publish", "alias", "yank", "unyank", "revoke", "deprecate"),
     *("serve", "registry"),
+    *("login", "logout", "whoami", "org", "token", "robot"),
     *("search", "show", "lineage", "diff", "watch", "pull", "verify", "cache"),
     *("run", "robots", "version"),
 )
@@ -115,7 +116,7 @@ def story(
         raise typer.Exit
 
 
-for room in (learn, publish, operate, receive, cache, use):
+for room in (learn, publish, operate, accounts, orgs, receive, cache, use):
     room.add_to(app)
 app.command(
     "demo",

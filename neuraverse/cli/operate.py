@@ -39,7 +39,9 @@ def add_to(app: typer.Typer) -> None:
         rich_help_panel=OPERATE,
         epilog=example("neuraverse serve --data registry --port 8420", "neuraverse serve --print-config"),
     )(serve)
-    group = typer.Typer(help="Back up, restore, check and tidy a registry, also while it is served.")
+    group = typer.Typer(
+        help="Back up, restore, check and tidy a registry, or get into it; while it is served."
+    )
     for name, command, line in (
         ("backup", back_up, "backup /mnt/backups --data registry"),
         ("restore", restore, "restore /mnt/backups --data registry-2"),
@@ -47,6 +49,8 @@ def add_to(app: typer.Typer) -> None:
         ("gc", gc, "gc --data registry --dry-run"),
         ("stats", stats, "stats --data registry"),
         ("migrate", migrate, "migrate --data registry --to 0001"),
+        ("operator", operator, "operator --data registry"),
+        ("recover", recover, "recover alice --data registry"),
     ):
         group.command(name, epilog=example(f"neuraverse registry {line}"))(command)
     app.add_typer(group, name="registry", rich_help_panel=OPERATE)
@@ -215,6 +219,45 @@ def migrate(
     with claimed(settings, alone=True):
         asyncio.run(Database(settings.database_url).migrate(to))
     Out().line(f"the database has the schema {to}")
+
+
+def operator(data: Data = None, config: Config = None, json: options.Json = None) -> None:
+    """Make a code that lets its bearer operate the registry; alone on stdout.
+
+    For who has the registry's machine and lost the code of its first start. It works once, within a day, for
+    a new account or one that is signed in; earlier codes of this kind end.
+    """
+    from neuraverse.registry.accounts import new_operator
+
+    _give(data, config, json, "operate the registry", new_operator)
+
+
+def recover(
+    account: Annotated[
+        str, typer.Argument(metavar="ACCOUNT", help="Whose it is, such as alice.", show_default=False)
+    ],
+    data: Data = None,
+    config: Config = None,
+    json: options.Json = None,
+) -> None:
+    """Make a code that signs somebody in whose tokens are lost or over; alone on stdout.
+
+    It works once, within a day. What was lost still counts: `neuraverse token list` and `token revoke`.
+    """
+    from neuraverse.registry.accounts import recover as code_for
+
+    _give(data, config, json, f"sign in as {account}", code_for, account)
+
+
+def _give(
+    data: Path | None, config: Path | None, json: str | None, what: str, make: Callable[..., str], *args: str
+) -> None:
+    """Show a code that the registry makes, once."""
+    out = Out(json)
+    code = _with(_settings(data, config), lambda registry: registry.database.write(make, *args))
+    note(f"to {what}, within a day: neuraverse login, and give this code, which works once:")
+    out.secret(code)
+    out.json({"code": code}, secret=True)
 
 
 def _settings(data: Path | None, config: Path | None, **given: Any) -> Settings:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 LEARN, PUBLISH, OPERATE = "Learn", "Publish", "Operate"
-RECEIVE, USE = "Receive", "Use"
+SHARE, RECEIVE, USE = "Share", "Receive", "Use"
 """The panels of ``neuraverse --help``, in the order of the story."""
 
 Ref = Annotated[
@@ -41,6 +43,16 @@ Registry = Annotated[
         show_default=False,
     ),
 ]
+
+
+class Visibility(StrEnum):
+    """Who may see a skill."""
+
+    PUBLIC = "public"
+    NETWORK = "network"
+    PRIVATE = "private"
+
+
 Robot = Annotated[
     str | None,
     typer.Option("--robot", metavar="NAME|FILE", help="A robot by name, or an arm's MJCF file with --tool."),
@@ -106,3 +118,11 @@ Episodes = Annotated[
 def example(*lines: str) -> str:
     """The end of a command's help."""
     return "\n\n".join(("Example:", *(f"  {line}" for line in lines))).replace("[", r"\[")
+
+
+def group(words: str, text: str, *commands: tuple[str, Callable[..., None], str]) -> typer.Typer:
+    """Commands under one word: of each its name, its function, and what stands behind both in an example."""
+    made = typer.Typer(help=text)
+    for name, command, rest in commands:
+        made.command(name, epilog=example(f"neuraverse {words} {name} {rest}".rstrip()))(command)
+    return made

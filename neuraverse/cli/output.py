@@ -60,8 +60,17 @@ class Out:
         for name, value in kept:
             self.line(f"{name:<{width}}  {value}")
 
-    def json(self, value: Mapping[str, Any] | Sequence[Any]) -> None:
+    def secret(self, text: str) -> None:
+        """A secret, alone on stdout, so that it can be piped; where the JSON goes there, it is in that."""
+        if self._json_to != STDOUT:
+            print(printable(text), flush=True)
+
+    def json(self, value: Mapping[str, Any] | Sequence[Any], *, secret: bool = False) -> None:
         """The JSON, if it was asked for.
+
+        Args:
+            value: What to write.
+            secret: Whether nobody else may read it, where it goes to a file.
 
         Raises:
             StorageError: The disk is full, read-only or gone; nothing half-written was left.
@@ -73,7 +82,7 @@ class Out:
             from neuraverse.storage import write_atomic
 
             text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-            write_atomic(Path(self._json_to), text.encode())
+            write_atomic(Path(self._json_to), text.encode(), mode=0o600 if secret else 0o644)
 
 
 def console_on(*, stderr: bool) -> Console:

@@ -92,6 +92,16 @@ def publish(
     key: Annotated[
         str, typer.Option("--key", metavar="NAME", help="Own key that signed it, or signs it now.")
     ] = ("default"),
+    visibility: Annotated[
+        options.Visibility | None,
+        typer.Option(
+            "--visibility",
+            metavar="public|network|private",
+            help="Who may see a skill that is new: everybody, whoever signs in, or the organisation; what"
+            " the organisation has set if not given.",
+            show_default=False,
+        ),
+    ] = None,
     registry: options.Registry = None,
     json: options.Json = None,
 ) -> None:
@@ -100,7 +110,7 @@ def publish(
 
     out = Out(json)
     with Client(registry) as client, transfer(f"publishing {path}") as progress:
-        found = client.publish(path, key=key, progress=progress)
+        found = client.publish(path, key=key, progress=progress, visibility=visibility)
         url = f"{client.url}/v1/skills/{found.name}/{found.version}"
     out.fields([("published", found.ref), ("digest", found.digest), ("at", url)])
     out.json({"skill": found.ref, "digest": found.digest, "url": url})

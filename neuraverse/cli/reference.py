@@ -27,8 +27,9 @@ line, `error: what is wrong - what to do`; `--debug`, anywhere in a command, sho
 
 | variable | meaning |
 |---|---|
-| `NEURAVERSE_HOME` | folder of keys, trust and cache; `~/.local/share/neuraverse` if not set |
+| `NEURAVERSE_HOME` | folder of keys, trust, tokens and cache; `~/.local/share/neuraverse` if not set |
 | `NEURAVERSE_REGISTRY` | address of the registry; `http://127.0.0.1:8420` if not set |
+| `NEURAVERSE_TOKEN` | token for it; what `neuraverse login` got if not set |
 """
 
 
@@ -89,7 +90,7 @@ def _row(parameter: Any) -> str:
         value = "" if parameter.is_flag else f" {parameter.metavar}"
         name = f"{', '.join(parameter.opts)}{value}"
     default = parameter.default
-    shown = "" if default is None or default is False or parameter.required else f"`{default}`"
+    shown = "" if default in (None, "") or default is False or parameter.required else f"`{default}`"
     needed = "needed" if parameter.required else shown
     cells = (f"`{name}`", parameter.help, needed)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

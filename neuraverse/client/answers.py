@@ -7,8 +7,8 @@ from typing import Any
 from neuraverse.errors import NetworkError
 
 DIFF_PARTS = ("interface", "evaluation", "training", "files")
-_TEXT, _COUNT, _NUMBER = (str,), (int,), (int, float)
-_MAYBE_TEXT = (str, type(None))
+TEXT, COUNT, NUMBER, LIST, OBJECT = (str,), (int,), (int, float), (list,), (dict,)
+MAYBE_TEXT, MAYBE_COUNT = (str, type(None)), (int, type(None))
 
 
 def described(plain: dict[str, Any]) -> dict[str, Any]:
@@ -17,11 +17,11 @@ def described(plain: dict[str, Any]) -> dict[str, Any]:
     Raises:
         NetworkError: It is malformed.
     """
-    _fields(plain, name=_TEXT, registry=_TEXT, serial=_COUNT)
+    _fields(plain, name=TEXT, registry=TEXT, serial=COUNT)
     for version in _list(plain, "versions"):
-        _fields(version, version=_TEXT, digest=_TEXT, state=_TEXT)
+        _fields(version, version=TEXT, digest=TEXT, state=TEXT)
     _need(isinstance(plain.get("aliases"), dict), "aliases")
-    _fields(plain["aliases"], **dict.fromkeys(plain["aliases"], _TEXT))
+    _fields(plain["aliases"], **dict.fromkeys(plain["aliases"], TEXT))
     return plain
 
 
@@ -32,7 +32,7 @@ def lineage(plain: dict[str, Any]) -> dict[str, Any]:
         NetworkError: It is malformed.
     """
     for node in _list(plain, "nodes"):
-        _fields(node, digest=_TEXT, name=_TEXT, version=_TEXT, state=_TEXT, lower=_NUMBER)
+        _fields(node, digest=TEXT, name=TEXT, version=TEXT, state=TEXT, lower=NUMBER)
     known = {node["digest"] for node in plain["nodes"]}
     ends = [plain.get("root")]
     for edge in _list(plain, "edges"):
@@ -48,10 +48,10 @@ def diff(plain: dict[str, Any]) -> dict[str, Any]:
     Raises:
         NetworkError: It is malformed.
     """
-    _fields(plain, **{"from": _TEXT, "to": _TEXT})
+    _fields(plain, **{"from": TEXT, "to": TEXT})
     for part in DIFF_PARTS:
         for each in _list(plain, part):
-            _fields(each, field=_TEXT)
+            _fields(each, field=TEXT)
             _need({"from", "to"} <= each.keys(), part)
     return plain
 
@@ -63,9 +63,28 @@ def moves(plain: dict[str, Any]) -> dict[str, Any]:
         NetworkError: It is malformed.
     """
     for move in _list(plain, "moves"):
-        _fields(move, version=_MAYBE_TEXT, previous=_MAYBE_TEXT, at=_TEXT, by=_TEXT)
+        _fields(move, version=MAYBE_TEXT, previous=MAYBE_TEXT, at=TEXT, by=TEXT)
     _need(len(plain["moves"]) > 0, "moves")
     return plain
+
+
+def checked(plain: Any, /, **kinds: tuple[type, ...]) -> dict[str, Any]:
+    """An object of which these fields are read.
+
+    Raises:
+        NetworkError: One is missing or of another kind.
+    """
+    _fields(plain, **kinds)
+    return plain  # type: ignore[no-any-return]
+
+
+def rows(plain: dict[str, Any], name: str, /, **kinds: tuple[type, ...]) -> list[dict[str, Any]]:
+    """A list of objects of which these fields are read.
+
+    Raises:
+        NetworkError: It is none, or a field is missing or of another kind.
+    """
+    return [checked(each, **kinds) for each in _list(plain, name)]
 
 
 def event_of(plain: dict[str, Any]) -> int:
@@ -74,7 +93,7 @@ def event_of(plain: dict[str, Any]) -> int:
     Raises:
         NetworkError: It is malformed.
     """
-    _fields(plain, event=_COUNT)
+    _fields(plain, event=COUNT)
     return int(plain["event"])
 
 
@@ -85,7 +104,7 @@ def _list(plain: dict[str, Any], name: str) -> list[Any]:
     return value
 
 
-def _fields(plain: Any, **kinds: tuple[type, ...]) -> None:
+def _fields(plain: Any, /, **kinds: tuple[type, ...]) -> None:
     _need(isinstance(plain, dict), "an object")
     for name, kind in kinds.items():
         value = plain.get(name)

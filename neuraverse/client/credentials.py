@@ -14,6 +14,7 @@ from neuraverse.errors import IntegrityError, UsageError
 from neuraverse.storage import read_regular, write_atomic
 
 FILE = "credentials.json"
+VARIABLE = "NEURAVERSE_TOKEN"
 _MAX_BYTES = 1 << 20
 
 
@@ -23,15 +24,22 @@ def token_for(home: Path, url: str) -> str | None:
     Raises:
         UsageError: The file of tokens is broken.
     """
-    given = os.environ.get("NEURAVERSE_TOKEN")
-    if given:
-        return given.strip()
+    given = os.environ.get(VARIABLE, "").strip()
+    return given or kept_for(home, url)
+
+
+def kept_for(home: Path, url: str) -> str | None:
+    """The token of a registry in the file, whatever the environment says; None if there is none.
+
+    Raises:
+        UsageError: The file of tokens is broken.
+    """
     found = _read(home).get(url)
     return found["token"] if found else None
 
 
 def remember(home: Path, url: str, token: str, account: str, expires: str) -> None:
-    """Keep the token of a registry.
+    """Keep the token of a registry; one that was kept for it before is forgotten.
 
     Raises:
         UsageError: The file of tokens is broken.

@@ -520,7 +520,13 @@ def _id(result: Any) -> int:
 
 def _new_account(db: Connection, kind: str, name: str) -> int:
     if not name:
-        raise Problem(422, "no-name", "a new account needs a name", remedy="send one", field="name")
+        raise Problem(
+            422,
+            "no-name",
+            "a new account needs a name",
+            remedy="`neuraverse login --name NAME`",
+            field="name",
+        )
     if db.scalar(select(accounts.c.id).where(accounts.c.name == name)):
         raise Problem(
             409, "name-taken", f"the name {name!r} is taken", remedy="choose another one", field="name"
