@@ -19,7 +19,7 @@ from neuraverse.registry.limits import MAX_PAGE, MAX_QUERY_CHARACTERS
 from neuraverse.registry.logs import Access
 from neuraverse.registry.metrics import Measure, Metrics
 from neuraverse.registry.page import page
-from neuraverse.registry.routes import accounts, blobs, events, operating, skills
+from neuraverse.registry.routes import accounts, blobs, events, fleet, operating, skills
 from neuraverse.registry.routes.fields import ProblemDocument
 from neuraverse.registry.service import Registry
 
@@ -64,6 +64,7 @@ def create_app(settings: Settings | Path | str) -> FastAPI:
         skills.router(registry),
         blobs.router(registry),
         events.router(registry),
+        fleet.router(registry),
         accounts.router(registry),
         operating.router(registry, metrics),
     ):

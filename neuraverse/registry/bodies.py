@@ -53,9 +53,9 @@ class BodyLimit:
         self._settings = settings
 
     def _limit(self, request: Request) -> int:
-        if request.method in ("PUT", "PATCH"):  # of blobs and uploads
-            return self._settings.max_blob_bytes
         path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+        if request.method in ("PUT", "PATCH") and path.startswith(("/v1/blobs/", "/v1/uploads/")):
+            return self._settings.max_blob_bytes
         if path == "/v1/skills" and request.headers.get("content-type") == PARCEL:
             return MAX_PARCEL_BYTES
         return _LIMITS.get(path, MAX_BODY_BYTES)

@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, bindparam, exists, func, or_, select
 
 from neuraverse.errors import UsageError
-from neuraverse.manifest import VERSION_PATTERN
+from neuraverse.manifest import VERSION_PATTERN, wilson_lower
+from neuraverse.registry import steering
 from neuraverse.registry.access import Caller
 from neuraverse.registry.limits import MAX_LINEAGE, MAX_VERSIONS
 from neuraverse.registry.problems import Problem
@@ -84,7 +85,7 @@ def find(db: Connection, caller: Caller, name: str, which: str) -> dict[str, Any
     Raises:
         Problem: 404 there is none, 409 an alias of a yanked version, 410 it was revoked.
     """
-    skill, row = find_version(db, caller, name, which)
+    skill, row, because = settle(db, caller, name, which)
     up = select(versions.c.digest).join(lineage, lineage.c.parent_id == versions.c.id)
     parents = db.scalars(up.where(lineage.c.child_id == row.id).order_by(versions.c.id))
     down = select(versions.c.digest).select_from(
@@ -99,6 +100,8 @@ def find(db: Connection, caller: Caller, name: str, which: str) -> dict[str, Any
         "publisher": row.publisher,
         "state": row.state,
         "reason": row.reason,
+        "because": because,
+        **evidence(row),
         "warnings": _warnings(skill, row),
         "parents": list(parents),
         "children": list(children),
@@ -112,7 +115,7 @@ def files(db: Connection, caller: Caller, name: str, which: str) -> Whole:
     Raises:
         Problem: As `find`.
     """
-    skill, row = find_version(db, caller, name, which)
+    skill, row, _ = settle(db, caller, name, which)
     held = list(db.execute(_FILES, {"version_id": row.id}))
     for each in held:
         if each.lost:
@@ -135,7 +138,8 @@ def describe(db: Connection, caller: Caller, name: str) -> dict[str, Any]:
     skill = find_skill(db, caller, name)
     v = versions.c
     columns = v.version, v.digest, v.created_at.label("created"), v.state, v.reason
-    every = select(*columns).where(v.skill_id == skill.id).order_by(*BY_ORDER)
+    counts = v.rate, v.lower, v.n, v.field_n, v.field_successes
+    every = select(*columns, *counts).where(v.skill_id == skill.id).order_by(*BY_ORDER)
     rows = db.execute(every.limit(MAX_VERSIONS))
     pairs = select(aliases.c.alias, v.version).join(versions)
     pairs = pairs.where(aliases.c.skill_id == skill.id).order_by(aliases.c.alias)
@@ -146,7 +150,7 @@ def describe(db: Connection, caller: Caller, name: str) -> dict[str, Any]:
         "serial": skill.serial,
         "visibility": skill.visibility,
         "deprecated": _deprecated(skill),
-        "versions": [dict(r._mapping) for r in rows],
+        "versions": [{c.name: getattr(r, c.name) for c in columns} | evidence(r) for r in rows],
         "aliases": {r.alias: r.version for r in named},
     }
 
@@ -282,6 +286,39 @@ def find_skill(db: Connection, caller: Caller, name: str) -> Row[Any]:
             remedy="see GET /v1/skills for those that are",
         )
     return found
+
+
+def settle(db: Connection, caller: Caller, name: str, which: str) -> tuple[Row[Any], Row[Any], str]:
+    """The rows of a skill and of the version that the caller is to have, and why, if not by its reference.
+
+    A robot may be pinned, held, or in a roll-out; see `steering`. A version that it names it gets anyway.
+
+    Raises:
+        Problem: As `find_version`.
+    """
+    if caller.kind != "robot" or re.fullmatch(VERSION_PATTERN, which):
+        return *find_version(db, caller, name, which), ""
+    skill = find_skill(db, caller, name)
+    found = steering.chosen(db, caller, skill, which)
+    if found is None:
+        return *find_version(db, caller, name, which), ""
+    row, because = found
+    if row.state == REVOKED:
+        raise revoked(f"{name}@{row.version}", row.reason)
+    return skill, row, because
+
+
+def evidence(row: Any) -> dict[str, Any]:
+    """How a version does: in simulation as its publisher says, and in the field as robots report."""
+    return {
+        "evaluation": {"rate": row.rate, "lower": row.lower, "n": row.n},
+        "field": field_score(row.field_successes, row.field_n) if row.field_n else None,
+    }
+
+
+def field_score(successes: int, n: int) -> dict[str, Any]:
+    """Episodes in the field, with the lower bound of their success."""
+    return {"n": n, "successes": successes, "lower": wilson_lower(successes, n)}
 
 
 def find_version(

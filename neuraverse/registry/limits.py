@@ -31,6 +31,7 @@ HEARTBEAT_S = 15.0  # a quiet event stream says that it is alive this often
 MAX_LISTED = 1000  # members, tokens, invitations or lines of the audit log, in one answer
 MAX_TOKEN_HOURS = 5 * 365 * 24.0
 MAX_FOLLOWS = 100  # references that a robot follows, or skills that it is pinned at
+MAX_RUNS = 1000  # versions that a robot may report on: those that it ran last
 MAX_SAID = 2000  # characters of why a robot does or does not run something, of which the first are kept
 MAX_STAGES = 20  # of a roll-out
 MAX_STAGE_EPISODES = 1_000_000
