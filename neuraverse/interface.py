@@ -48,6 +48,14 @@ UNITS = frozenset(
         "Pa",
     }
 )
+FIGURES = (
+    ("control rate", "Hz"),
+    ("reach", "m"),
+    ("tool speed", "m/s"),
+    ("tool rotation", "rad/s"),
+    ("grip stroke", "m"),
+)
+"""What a skill needs enough of, and the unit."""
 # A robot within this share of a required figure is taken to meet it: figures in data sheets are rounded.
 _TOLERANCE = 1e-6
 
@@ -123,6 +131,11 @@ class Signal:
         """Number of elements of one sample."""
         return math.prod(self.shape)
 
+    @property
+    def kind(self) -> tuple[str, tuple[int, ...], str, str]:
+        """What a skill and a robot must agree on: name, shape, unit, frame."""
+        return self.name, self.shape, self.unit, self.frame
+
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
@@ -174,6 +187,18 @@ class Offer:
     observation: tuple[Signal, ...] = ()
     action: tuple[Signal, ...] = ()
 
+    @property
+    def figures(self) -> tuple[float, ...]:
+        """What the robot has of each of `FIGURES`."""
+        return (
+            *(self.max_rate_hz, self.reach_m, self.linear_speed_m_s, self.angular_speed_rad_s),
+            self.grip_stroke_m,
+        )
+
+    def digest(self) -> str:
+        """SHA-256 over all of it (descriptions left out), as ``sha256:<hex>``: which body it is."""
+        return _digest(dataclasses.asdict(self))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interface:
@@ -218,36 +243,47 @@ class Interface:
         """Elements of one flattened action."""
         return sum(s.size for s in self.action)
 
+    @property
+    def figures(self) -> tuple[float, ...]:
+        """What the skill needs of each of `FIGURES`."""
+        needs = self.requires
+        return (
+            *(self.rate_hz, needs.reach_m, needs.linear_speed_m_s, needs.angular_speed_rad_s),
+            needs.grip_stroke_m,
+        )
+
     def to_dict(self) -> dict[str, object]:
         """Plain JSON types, in declaration order."""
         return dataclasses.asdict(self)
 
     def digest(self) -> str:
         """SHA-256 over what two bodies must agree on (descriptions left out), as ``sha256:<hex>``."""
-        plain = self.to_dict()
-        for kind in ("observation", "action"):
-            for signal in plain[kind]:  # type: ignore[attr-defined]
-                signal.pop("description")
-        text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+        return _digest(self.to_dict())
 
     def problems(self, offer: Offer) -> list[str]:
         """Why a robot that offers `offer` cannot run a skill with this interface; empty if it can."""
         found = _signal_problems("observation", self.observation, offer.observation, offer.robot)
         found += _signal_problems("action", self.action, offer.action, offer.robot)
-        needs = self.requires
-        for what, need, has, unit in (
-            ("control rate", self.rate_hz, offer.max_rate_hz, "Hz"),
-            ("reach", needs.reach_m, offer.reach_m, "m"),
-            ("tool speed", needs.linear_speed_m_s, offer.linear_speed_m_s, "m/s"),
-            ("tool rotation", needs.angular_speed_rad_s, offer.angular_speed_rad_s, "rad/s"),
-            ("grip stroke", needs.grip_stroke_m, offer.grip_stroke_m, "m"),
-        ):
-            if not has >= need * (1.0 - _TOLERANCE):  # a NaN is no offer
+        for (what, unit), need, has in zip(FIGURES, self.figures, offer.figures, strict=True):
+            if not has >= least(need):  # a NaN is no offer
                 found.append(f"{what}: the skill needs {need:g} {unit}, {offer.robot} has {has:g} {unit}")
-        if needs.wrench_sensor and not offer.wrench_sensor:
+        if self.requires.wrench_sensor and not offer.wrench_sensor:
             found.append(f"wrench sensor: the skill needs one, {offer.robot} has none")
         return found
+
+
+def _digest(plain: dict[str, Any]) -> str:
+    """SHA-256 over the canonical JSON of an interface or an offer, without the descriptions of signals."""
+    for kind in ("observation", "action"):
+        for signal in plain[kind]:
+            signal.pop("description")
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def least(need: Any) -> Any:
+    """The least figure that meets a need; a number or an array."""
+    return need * (1.0 - _TOLERANCE)
 
 
 def _signal_problems(kind: str, wanted: Iterable[Signal], offered: Iterable[Signal], robot: str) -> list[str]:

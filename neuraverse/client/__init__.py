@@ -15,13 +15,26 @@ from neuraverse.client.client import Client
 from neuraverse.client.download import Progress
 from neuraverse.client.keeping import Kept
 from neuraverse.client.refs import Event, Ref, Resolved, Summary
+from neuraverse.client.reports import Measured
 
 if TYPE_CHECKING:
     from neuraverse.interface import Offer
     from neuraverse.skill import Skill
     from neuraverse.trust import KeyStore
 
-__all__ = ["Client", "Event", "Kept", "Progress", "Ref", "Resolved", "Summary", "publish", "pull", "watch"]
+__all__ = [
+    "Client",
+    "Event",
+    "Kept",
+    "Measured",
+    "Progress",
+    "Ref",
+    "Resolved",
+    "Summary",
+    "publish",
+    "pull",
+    "watch",
+]
 
 
 def pull(

@@ -11,11 +11,11 @@ import dataclasses
 import logging
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from neuraverse.client import answers
+from neuraverse.client import answers, reports
 from neuraverse.client.cache import Cache
 from neuraverse.client.credentials import token_for
 from neuraverse.client.download import Progress
@@ -41,6 +41,7 @@ from neuraverse.storage import disk_errors, flush
 if TYPE_CHECKING:
     import httpx
 
+    from neuraverse.client.reports import Measured
     from neuraverse.interface import Offer
     from neuraverse.skill import Skill
     from neuraverse.trust import KeyStore
@@ -354,6 +355,38 @@ class Client:
     def set_alias(self, name: str, alias: str, version: str, *, key: str = "default") -> None:
         """Point an alias at a version; see `state` for the errors."""
         self.state(name, "alias", key=key, alias=alias, version=version)
+
+    def report(
+        self,
+        skill: Skill | Resolved,
+        offer: Offer,
+        *,
+        episodes: int,
+        successes: int,
+        aborts: int = 0,
+        errors: Mapping[str, Measured] | None = None,
+    ) -> None:
+        """Tell the registry how a skill did on this robot since the last report; as sums, without raw data.
+
+        It needs the token of a robot, which has said before that it runs this version
+        (`neuraverse watch --apply` does). Added to the report are the digest of the body, which is that of
+        `offer`, and the versions of this software. The same report sent twice counts twice.
+
+        Args:
+            skill: What ran.
+            offer: What the robot supplied to it.
+            episodes: How many ended, 1 to 10,000.
+            successes: How many of them succeeded.
+            aborts: How many were broken off.
+            errors: Physical errors by name, at most 20.
+
+        Raises:
+            UsageError: A count or an error makes no sense; nothing was sent.
+            RegistryError: The registry refused: the token is no robot's, or it never said that it runs this.
+            NetworkError: It could not be asked, or has been sent too many reports.
+        """
+        counts = {"episodes": episodes, "successes": successes, "aborts": aborts}
+        reports.report(self._transport, skill.digest, offer, **counts, errors=errors or {})
 
     @staticmethod
     def _by_name(ref: str) -> Ref:
