@@ -85,6 +85,7 @@ def login(
     with accounts.reach(registry) as there:
         if there.url.startswith("http://") and not there.url.startswith(_NEAR):
             note(f"{there.url} has no TLS: whoever is on the way can read the code and the token")
+        credentials.ready(home())
         if renew:
             made = _renewed(there)
         else:

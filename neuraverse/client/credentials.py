@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from neuraverse.errors import IntegrityError, UsageError
-from neuraverse.storage import read_regular, write_atomic
+from neuraverse.storage import disk_errors, read_regular, write_atomic
 
 FILE = "credentials.json"
 VARIABLE = "NEURAVERSE_TOKEN"
@@ -48,6 +48,16 @@ def remember(home: Path, url: str, token: str, account: str, expires: str) -> No
     _write(home, _read(home) | {url: {"token": token, "account": account, "expires": expires}})
 
 
+def ready(home: Path) -> None:
+    """Make sure that a token can be kept, before there is one that would be lost.
+
+    Raises:
+        UsageError: The file of tokens is broken.
+        StorageError: The disk is full or read-only.
+    """
+    _write(home, _read(home))
+
+
 def forget(home: Path, url: str) -> bool:
     """Remove the token of a registry; whether there was one.
 
@@ -78,4 +88,6 @@ def _read(home: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write(home: Path, held: dict[str, dict[str, Any]]) -> None:
+    with disk_errors("make", home):
+        home.mkdir(parents=True, exist_ok=True)
     write_atomic(home / FILE, json.dumps(held, indent=2).encode() + b"\n", mode=0o600)
