@@ -13,14 +13,15 @@ import neuraverse
 from neuraverse.registry import problems
 from neuraverse.registry.bodies import BodyLimit
 from neuraverse.registry.config import Settings
+from neuraverse.registry.finding import Asked, search
 from neuraverse.registry.identify import Identify
-from neuraverse.registry.index import search
 from neuraverse.registry.limits import MAX_PAGE, MAX_QUERY_CHARACTERS
 from neuraverse.registry.logs import Access
 from neuraverse.registry.metrics import Measure, Metrics
 from neuraverse.registry.page import page
-from neuraverse.registry.routes import accounts, blobs, events, fleet, operating, skills
+from neuraverse.registry.routes import accounts, blobs, events, finding, fleet, operating, skills
 from neuraverse.registry.routes.fields import ProblemDocument
+from neuraverse.registry.routes.finding import Cursor
 from neuraverse.registry.service import Registry
 
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"
@@ -64,6 +65,7 @@ def create_app(settings: Settings | Path | str) -> FastAPI:
         skills.router(registry),
         blobs.router(registry),
         events.router(registry),
+        finding.router(registry),
         fleet.router(registry),
         accounts.router(registry),
         operating.router(registry, metrics),
@@ -71,12 +73,10 @@ def create_app(settings: Settings | Path | str) -> FastAPI:
         app.include_router(router)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def home(request: Request, q: str = "", cursor: str = "") -> HTMLResponse:
-        words = q[:MAX_QUERY_CHARACTERS].replace("\0", " ")
-        found, following = await registry.database.read(
-            search, request.state.caller, words, cursor.replace("\0", ""), MAX_PAGE
-        )
-        html = page(found, following, q, str(request.base_url).rstrip("/"))
+    async def home(request: Request, q: str = "", cursor: Cursor = "") -> HTMLResponse:
+        asked = Asked(q=q[:MAX_QUERY_CHARACTERS])
+        found = await registry.database.read(search, request.state.caller, asked, cursor, MAX_PAGE)
+        html = page(found["skills"], found["next"], q, str(request.base_url).rstrip("/"))
         return HTMLResponse(html, headers={"Content-Security-Policy": _CSP})
 
     _describe_problems(app)

@@ -28,6 +28,7 @@ from neuraverse.errors import IntegrityError, UsageError
 from neuraverse.registry import tables
 from neuraverse.registry.index import counts
 from neuraverse.registry.limits import MIB
+from neuraverse.registry.listing import complete
 from neuraverse.registry.stores import Incoming
 from neuraverse.storage import disk_errors, read_regular, sync_folder, write_atomic
 
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 
 FORMAT = "neuraverse.backup/1"
 SCHEMA = "0003"
-_LEFT_OUT = {"uploads", "listings", "postings"}  # they expire, or follow from the others
+_LEFT_OUT = {"uploads", "listings", "postings", "standings"}  # they expire, or follow from the others
+# Those whose ids a sequence of PostgreSQL gives out.
+_COUNTED = tables.orgs, tables.accounts, tables.skills, tables.versions, tables.interfaces, tables.audit
 _MAX_NOTE_BYTES = 64 << 10
 _BATCH = 500
 
@@ -313,7 +316,8 @@ def _fill(db: Connection, rows: Path, keys: dict[str, str]) -> None:
                 row |= {"feed": secrets.token_hex(4)}
         db.execute(insert(table), batch)
     if db.dialect.name == "postgresql":
-        for table in (tables.orgs, tables.accounts, tables.skills, tables.versions, tables.audit):
+        for table in _COUNTED:
             top = int(db.scalar(select(func.max(table.c.id))) or 0)
             sequence = f"pg_get_serial_sequence('{table.name}', 'id')"
             db.execute(text(f"SELECT setval({sequence}, :top)"), {"top": max(top, 1)})
+    complete(db)

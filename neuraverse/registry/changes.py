@@ -18,6 +18,7 @@ from neuraverse.registry.config import Settings
 from neuraverse.registry.database import notify
 from neuraverse.registry.events import now_us, tell
 from neuraverse.registry.index import LATEST, find_skill, find_version
+from neuraverse.registry.listing import relist
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.tables import (
     ACTIVE,
@@ -94,6 +95,7 @@ def show(db: Connection, caller: Caller, settings: Settings, name: str, visibili
     if visibility != skill.visibility:
         quotas.event_allowed(db, org, quotas.Limits.of(settings, org), now_us())
         db.execute(update(skills).where(skills.c.id == skill.id).values(visibility=visibility))
+        relist(db, skill.id)
         rights_changed(db)
         note(db, caller, org.id, "visibility", name, visibility=visibility, before=skill.visibility)
         tell(db, org.id, skill.id, "visibility", name, "", "", "", {"visibility": visibility})
@@ -195,6 +197,7 @@ def _set_state(db: Connection, caller: Caller, skill: Row[Any], said: Statement,
             field="version",
         )
     db.execute(update(versions).where(versions.c.id == row.id).values(state=state, reason=said.reason))
+    relist(db, skill.id)
     data = {"reason": said.reason}
     return tell(db, skill.org_id, skill.id, kind, skill.name, row.version, row.digest, by, data)
 

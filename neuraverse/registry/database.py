@@ -271,6 +271,8 @@ def _no_database() -> ConfigError:
 
 def _opened(db: Connection, migrate: bool) -> str:
     """Bring the schema up to date, or see whether it is; the registry's id."""
+    from neuraverse.registry.listing import complete  # it imports from here
+
     if migrate:
         _migrate(db)
     else:
@@ -280,6 +282,7 @@ def _opened(db: Connection, migrate: bool) -> str:
         found = str(uuid.uuid4())
         values = {"id": found, "created_at": tables.now(), "feed": secrets.token_hex(4)}
         db.execute(insert(tables.registry).values(**values))
+    complete(db)
     return str(found)
 
 

@@ -182,45 +182,6 @@ def alias(db: Connection, caller: Caller, name: str, alias: str) -> dict[str, An
     return {"name": name, "alias": alias, "version": version, "moves": moves}
 
 
-def search(
-    db: Connection, caller: Caller, words: str, after: str, limit: int
-) -> tuple[list[dict[str, Any]], str | None]:
-    """Skills, by name, each with its latest version; yanked and revoked versions are passed over.
-
-    Args:
-        db: A transaction.
-        caller: Who asks.
-        words: All must occur in name, title, description, tags, robot or environment.
-        after: Names up to this one are left out.
-        limit: At most this many.
-
-    Returns:
-        The skills, and the cursor of the next page or None.
-    """
-    inner = versions.alias()
-    latest = (
-        select(inner.c.id)
-        .where(inner.c.skill_id == skills.c.id, inner.c.state == ACTIVE)
-        .order_by(inner.c.prerelease, inner.c.order_key.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
-    v = versions.c
-    fields = (v.version, v.digest, v.title, v.description, v.rate, v.lower, v.n, v.robot)
-    query = (
-        select(skills.c.name, *fields, v.created_at.label("created"))
-        .select_from(skills)
-        .join(versions, v.id == latest)
-        .where(skills.c.name > after)
-        .where(caller.seen())
-        .where(*(func.lower(v.title).contains(word, autoescape=True) for word in words.lower().split()))
-        .order_by(skills.c.name)
-        .limit(limit + 1)
-    )
-    found = [dict(r._mapping) for r in db.execute(query)]
-    return found[:limit], found[limit - 1]["name"] if len(found) > limit else None
-
-
 def document(db: Connection, caller: Caller, digest: str, kind: str) -> tuple[bytes, bool]:
     """The exact bytes of a ``manifest`` or ``signature``, and whether everybody may have them.
 

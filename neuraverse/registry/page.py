@@ -19,13 +19,13 @@ def page(skills: Sequence[dict[str, Any]], following: str | None, query: str, ur
     """The HTML.
 
     Args:
-        skills: As `Index.search` gives them.
+        skills: As `finding.search` gives them.
         following: Cursor of the next page, or None.
         query: What was searched for.
         url: The registry's own address.
     """
     rows = "".join(map(_row, skills))
-    table = f"<table><tr><th>skill<th>what<th>learnt on<th>success</tr>{rows}</table>"
+    table = f"<table><tr><th>skill<th>what<th>learnt on<th>success<th>in the field</tr>{rows}</table>"
     nothing = "<p>Nothing here yet. Publish a skill with <code>neuraverse publish PATH</code>.</p>"
     if query:
         nothing = f"<p>No skill matches “{escape(query)}”.</p>"
@@ -47,8 +47,14 @@ in <a href="/openapi.json">/openapi.json</a>; events arrive on <code>/v1/events/
 def _row(skill: dict[str, Any]) -> str:
     name = escape(f"{skill['name']}@{skill['version']}")
     href = escape(f"/v1/skills/{skill['name']}/{skill['version']}")
-    score = f"{skill['rate']:.1%} (≥ {skill['lower']:.1%}, n = {skill['n']})"
+    field = skill["field"]
     return (
         f'<tr><td><a href="{href}"><code>{name}</code></a><br><small>{escape(skill["digest"][:19])}…</small>'
-        f"<td>{escape(skill['title'])}<td>{escape(skill['robot'])}<td>{score}</tr>"
+        f"<td>{escape(skill['title'])}<td>{escape(skill['robot'])}"
+        f"<td>{_score(skill['rate'], skill['lower'], skill['n'])}"
+        f"<td>{_score(field['successes'] / field['n'], field['lower'], field['n']) if field else ''}</tr>"
     )
+
+
+def _score(rate: float, lower: float, n: int) -> str:
+    return f"{rate:.1%} (≥ {lower:.1%}, n = {n})"

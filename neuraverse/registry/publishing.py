@@ -17,6 +17,7 @@ from neuraverse.registry.access import Caller, forbidden, note
 from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database, notify
 from neuraverse.registry.events import now_us, tell
+from neuraverse.registry.listing import facets_of, keep_interface, relist
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.quotas import Limits, event_allowed, held_before, hold, room_for, usable
 from neuraverse.registry.stores import Blob, Incoming
@@ -305,6 +306,8 @@ def _enter(
         for name, entry in manifest.files.items()
     ]
     db.execute(insert(version_files), files)
+    keep_interface(db, new.interface, manifest.interface)
+    relist(db, skill_id)
     if parents:
         db.execute(insert(lineage), [{"child_id": version_id, "parent_id": each} for each in parents])
     data = {"parents": list(manifest.parents), "interface": new.interface}
@@ -430,6 +433,6 @@ def _version_row(skill_id: int, new: Submission) -> dict[str, Any]:
         "rate": manifest.evaluation.rate,
         "lower": manifest.evaluation.lower,
         "n": manifest.evaluation.episodes,
-        "terms": [],
+        "facets": facets_of(manifest),
         "created_at": now(),
     }

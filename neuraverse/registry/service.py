@@ -17,6 +17,7 @@ from neuraverse.registry.collect import collect
 from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database
 from neuraverse.registry.feed import Feed
+from neuraverse.registry.fitting import Fitting
 from neuraverse.registry.publishing import Publisher, Submission
 from neuraverse.registry.stores import Store
 from neuraverse.registry.vault import Vault
@@ -44,6 +45,7 @@ class Registry:
         self.vault = Vault(self.database, self.store, settings)
         self.access = Access(self.database, is_open=settings.open)
         self.feed = Feed(self.database, self.access)
+        self.fitting = Fitting()
         self._publisher = Publisher(self.database, self.vault, settings)
         self._collector: asyncio.Task[None] | None = None
         self._opened = False
@@ -71,6 +73,7 @@ class Registry:
         self._opened = True
         if serving:
             await self.feed.open()
+            await self.database.read(self.fitting.load)
             self.database.listen(self.feed.wake)
             if self.settings.collect_hours:
                 self._collector = asyncio.create_task(self._collecting())

@@ -189,7 +189,7 @@ versions = Table(
     # What robots report from the field, of all of them; see `field`.
     Column("field_n", BigInteger, nullable=False, server_default="0"),
     Column("field_successes", BigInteger, nullable=False, server_default="0"),
-    Column("terms", JSON, nullable=False),  # what a search may find it by, see `finding`
+    Column("facets", JSON, nullable=False),  # what a search may narrow by and no column tells, see `listing`
     Column("created_at", String(32), nullable=False),
     Column("state", String(16), nullable=False, server_default=ACTIVE),
     Column("reason", String, nullable=False, server_default=""),
@@ -197,32 +197,45 @@ versions = Table(
     Index("versions_by_order", "skill_id", "prerelease", "order_key"),
 )
 
-# A skill as a search finds it: its latest version, and where its postings are.
+# A skill as a search finds it: its latest version, and its place among those of its scope; see `listing`.
 listings = Table(
     "listings",
     metadata,
     Column("skill_id", ForeignKey("skills.id"), primary_key=True),
     Column("version_id", ForeignKey("versions.id"), nullable=False),
-    Column("scope", BigInteger, nullable=False),  # who may find it; see `finding`
-    Column("rank", BigInteger, nullable=False),
-    Column("terms", JSON, nullable=False),
+    Column("scope", BigInteger, nullable=False),  # who may find it
+    Column("place", Integer, nullable=False),  # 0, 1, 2 and so on, without gaps
+    Column("rank", BigInteger, nullable=False),  # less is better
+    UniqueConstraint("scope", "place"),
+    UniqueConstraint("scope", "rank"),
 )
 
-# The inverted index: all that a scope may find under a term, the best evidence first.
+# The inverted index: which places of a block have a term.
 postings = Table(
     "postings",
     metadata,
     Column("scope", BigInteger, primary_key=True, autoincrement=False),
     Column("term", BigInteger, primary_key=True, autoincrement=False),
-    Column("rank", BigInteger, primary_key=True, autoincrement=False),
+    Column("block", Integer, primary_key=True, autoincrement=False),
+    Column("places", LargeBinary, nullable=False),
     sqlite_with_rowid=False,
+)
+
+# What stands at each place of a shelf: rank, skill and interface.
+standings = Table(
+    "standings",
+    metadata,
+    Column("scope", BigInteger, primary_key=True, autoincrement=False),
+    Column("shelf", Integer, primary_key=True, autoincrement=False),
+    Column("places", LargeBinary, nullable=False),
 )
 
 # Each interface that a version has, so that a robot's offer is held against each once.
 interfaces = Table(
     "interfaces",
     metadata,
-    Column("digest", String(71), primary_key=True),
+    Column("id", _ID, primary_key=True),
+    Column("digest", String(71), nullable=False, unique=True),
     Column("document", JSON, nullable=False),
 )
 

@@ -63,11 +63,13 @@ def test_search_finds_all_words_anywhere(api, publish_new):
     def names(q):
         return [s["name"] for s in api.get("/v1/skills", params={"q": q}).json()["skills"]]
 
-    assert names("") == ["acme/grind", "acme/weld-seam"]
+    both = {"acme/grind", "acme/weld-seam"}
+    assert set(names("")) == both
     assert names("SEAM follow") == ["acme/weld-seam"]
-    assert names("welding testbot") == ["acme/grind", "acme/weld-seam"]
+    assert set(names("welding testbot")) == both
     assert names("100%") == ["acme/grind"]
-    assert names("h_c") == ["acme/grind"]  # no wildcards
+    assert names("with_care") == ["acme/grind"]
+    assert names("h_c") == []  # whole words
     assert names("1%0") == []
     assert names("follow grind") == []
 
@@ -87,13 +89,20 @@ def test_an_entry_says_what_a_reader_needs(api, publish_new):
         "lower": score.lower,
         "n": 100,
         "robot": "testbot",
+        "interface": skill.manifest.interface.digest(),
+        "task": "neuraverse_envs:neuraverse/WeldSeam-v0",
+        "license": "Apache-2.0",
+        "tags": ["welding"],
+        "visibility": "public",
+        "evidence": {"bound": score.lower, "n": 100, "source": "simulation"},
+        "field": None,
     }
 
 
 @pytest.mark.storages
 def test_pages_hold_every_skill_once(api, publish_new):
     expected = [f"acme/s{i}" for i in range(5)]
-    for name in reversed(expected):
+    for name in expected:
         publish_new(name=name.removeprefix("acme/"))
     seen, cursor = [], ""
     while cursor is not None:
@@ -101,7 +110,7 @@ def test_pages_hold_every_skill_once(api, publish_new):
         assert len(answer["skills"]) <= 2
         seen += [s["name"] for s in answer["skills"]]
         cursor = answer["next"]
-    assert seen == expected
+    assert sorted(seen) == expected
 
 
 def test_the_page_for_people_escapes(api, publish_new):

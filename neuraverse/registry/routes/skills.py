@@ -1,4 +1,4 @@
-"""Skills: publish, find, resolve, fetch whole, compare, and change by signed statements."""
+"""Skills: publish, resolve, fetch whole, compare, and change by signed statements."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from neuraverse.registry.bodies import PARCEL, few_texts
 from neuraverse.registry.compare import difference, graph
 from neuraverse.registry.files import immutable_headers, not_modified
 from neuraverse.registry.identify import Who
-from neuraverse.registry.limits import MAX_PAGE, MAX_QUERY_CHARACTERS, MAX_SHOWN
+from neuraverse.registry.limits import MAX_SHOWN
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.routes.fields import LABEL, Alias, Hex, Label, Visibility, Which, refusals
+from neuraverse.registry.routes.fields import Alias, Hex, Label, Visibility, Which, refusals
 from neuraverse.registry.service import Registry
 from neuraverse.registry.stores import Blob
 from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE
@@ -121,19 +121,6 @@ def _add_publish(api: APIRouter, registry: Registry) -> None:
 
 
 def _add_find(api: APIRouter, registry: Registry) -> None:
-    @api.get("/v1/skills", responses=refusals())
-    async def search(
-        caller: Who,
-        q: Annotated[str, Query(max_length=MAX_QUERY_CHARACTERS)] = "",
-        cursor: Annotated[str, Query(max_length=129, pattern=f"^({LABEL}/{LABEL})?$")] = "",
-        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
-    ) -> JSONResponse:
-        """Skills by name, each with its latest version; `q` are words that must all occur."""
-        found, following = await registry.database.read(
-            index.search, caller, q.replace("\0", " "), cursor, limit
-        )
-        return JSONResponse({"skills": found, "next": following}, headers=_FRESH)
-
     @api.get("/v1/skills/{org}/{name}", responses=refusals(404))
     async def describe(org: Label, name: Label, caller: Who) -> JSONResponse:
         """Versions, the latest first, and aliases."""

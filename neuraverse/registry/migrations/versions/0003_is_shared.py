@@ -112,8 +112,10 @@ _NEW.append(
         sa.Column("skill_id", sa.ForeignKey("skills.id"), primary_key=True),
         sa.Column("version_id", sa.ForeignKey("versions.id"), nullable=False),
         sa.Column("scope", sa.BigInteger, nullable=False),
+        sa.Column("place", sa.Integer, nullable=False),
         sa.Column("rank", sa.BigInteger, nullable=False),
-        sa.Column("terms", sa.JSON, nullable=False),
+        sa.UniqueConstraint("scope", "place"),
+        sa.UniqueConstraint("scope", "rank"),
     )
 )
 
@@ -123,8 +125,19 @@ _NEW.append(
         _METADATA,
         sa.Column("scope", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("term", sa.BigInteger, primary_key=True, autoincrement=False),
-        sa.Column("rank", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("block", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("places", sa.LargeBinary, nullable=False),
         sqlite_with_rowid=False,
+    )
+)
+
+_NEW.append(
+    sa.Table(
+        "standings",
+        _METADATA,
+        sa.Column("scope", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("shelf", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("places", sa.LargeBinary, nullable=False),
     )
 )
 
@@ -132,7 +145,8 @@ _NEW.append(
     sa.Table(
         "interfaces",
         _METADATA,
-        sa.Column("digest", sa.String(71), primary_key=True),
+        sa.Column("id", _ID, primary_key=True),
+        sa.Column("digest", sa.String(71), nullable=False, unique=True),
         sa.Column("document", sa.JSON, nullable=False),
     )
 )
@@ -290,7 +304,7 @@ _COLUMNS = (
     ("uploads", sa.Column("holder", _text(64), nullable=False, server_default="")),
     ("versions", sa.Column("field_n", sa.BigInteger, nullable=False, server_default="0")),
     ("versions", sa.Column("field_successes", sa.BigInteger, nullable=False, server_default="0")),
-    ("versions", sa.Column("terms", sa.JSON, nullable=False, server_default="[]")),
+    ("versions", sa.Column("facets", sa.JSON, nullable=False, server_default="{}")),
 )
 _GROWING = ("audit", "events")
 """Tables that only grow, whoever writes."""
@@ -327,6 +341,7 @@ def upgrade() -> None:
     )
     postgres = op.get_bind().dialect.name == "postgresql"
     if postgres:
+        op.execute("ALTER TABLE standings ALTER COLUMN places SET STORAGE PLAIN")  # in its page, as it is
         op.execute(
             "CREATE FUNCTION neuraverse_only_grows() RETURNS trigger LANGUAGE plpgsql AS "
             "$$ BEGIN RAISE EXCEPTION '% only grows', TG_TABLE_NAME; END $$"
