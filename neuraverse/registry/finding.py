@@ -18,10 +18,10 @@ import numpy.typing as npt
 from sqlalchemy import Connection, Row, bindparam, select
 
 from neuraverse.interface import Offer
-from neuraverse.manifest import wilson_lower
 from neuraverse.registry import events
 from neuraverse.registry.access import Caller
 from neuraverse.registry.fitting import Fitting
+from neuraverse.registry.index import field_score
 from neuraverse.registry.limits import MAX_COUNTED, MAX_FACET_VALUES
 from neuraverse.registry.listing import (
     BLOCK,
@@ -236,10 +236,6 @@ def _entries(db: Connection, caller: Caller, best: npt.NDArray[np.void]) -> list
 def _entry(row: Any) -> dict[str, Any]:
     """A skill as a search tells it."""
     plain = ("name", "version", "digest", "title", "description", "robot", "rate", "lower", "n")
-    field = None
-    if row.field_n:
-        bound = wilson_lower(row.field_successes, row.field_n)
-        field = {"n": row.field_n, "successes": row.field_successes, "lower": bound}
     return {
         **{name: getattr(row, name) for name in plain},
         "created": row.created_at,
@@ -249,7 +245,7 @@ def _entry(row: Any) -> dict[str, Any]:
         "tags": row.facets["tags"],
         "visibility": row.visibility,
         "evidence": asdict(Evidence.of(row)),
-        "field": field,
+        "field": field_score(row.field_successes, row.field_n) if row.field_n else None,
     }
 
 

@@ -14,6 +14,7 @@ from neuraverse.registry.access import Caller
 from neuraverse.registry.followers import as_robot, seen
 from neuraverse.registry.index import field_score
 from neuraverse.registry.limits import MAX_ERRORS, MAX_FIELD_BODIES, MAX_REPORTS
+from neuraverse.registry.listing import relist
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.tables import field, installs, now, robots, runs, skills, versions
 
@@ -75,6 +76,7 @@ def take(db: Connection, caller: Caller, report: Report) -> dict[str, Any]:
     _add(db, robot, version.id, report)
     n, k = version.field_n + report.episodes, version.field_successes + report.successes
     db.execute(update(versions).where(versions.c.id == version.id).values(field_n=n, field_successes=k))
+    relist(db, version.skill_id)
     mine = and_(installs.c.robot_id == robot, installs.c.skill_id == version.skill_id)
     followed = [each.partition("@")[2] for each in db.scalars(select(installs.c.follows).where(mine))]
     rollouts.count(db, org, version.skill_id, version.id, followed, report.episodes, report.successes)
