@@ -108,7 +108,7 @@ def _fields(plain: Any, /, **kinds: tuple[type, ...]) -> None:
     _need(isinstance(plain, dict), "an object")
     for name, kind in kinds.items():
         value = plain.get(name)
-        _need(isinstance(value, kind) and not isinstance(value, bool), name)
+        _need(name in plain and isinstance(value, kind) and not isinstance(value, bool), name)
 
 
 def _need(holds: bool, name: str) -> None:

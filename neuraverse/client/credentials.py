@@ -80,7 +80,7 @@ def _read(home: Path) -> dict[str, dict[str, Any]]:
         held = json.loads(read_regular(path, _MAX_BYTES))
         if not all(isinstance(each["token"], str) for each in held.values()):
             raise TypeError
-    except (ValueError, TypeError, KeyError, AttributeError, IntegrityError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, IntegrityError) as error:
         raise UsageError(
             f"{path} holds no tokens of registries", remedy="remove it, and `neuraverse login` again"
         ) from error

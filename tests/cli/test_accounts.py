@@ -26,66 +26,91 @@ from neuraverse.registry import Settings, access, background
 from tests import servers
 
 
+def runner(home):
+    """What runs a command in a home: ``run("whoami", code=0, stdin="", token="")``; with None, any code."""
+
+    def run(*words, code=0, stdin="", token=""):
+        from neuraverse.cli.app import app
+
+        env = {"NEURAVERSE_HOME": str(home)} | ({"NEURAVERSE_TOKEN": token} if token else {})
+        words = [str(word) for word in words]
+        done = CliRunner(env=env).invoke(app, words, input=stdin, catch_exceptions=False)
+        assert code is None or done.exit_code == code, done.output
+        assert "Traceback" not in done.output
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        if code in (1, 2):
+            assert len(errors) == 1, done.stderr
+        return SimpleNamespace(
+            out=done.stdout, err=done.stderr, error=errors[0] if errors else "", text=done.stdout.strip()
+        )
+
+    run.home = home
+    return run
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, publisher):
+    """A registry as it was left, and two homes: alice operates it and owns acme, where bob is a publisher."""
+    folder = tmp_path_factory.mktemp("begun")
+    alice, bob = (runner(folder / "homes" / name) for name in ("alice", "bob"))
+    for run in (alice, bob):
+        shutil.copytree(publisher.home / "keys", run.home / "keys")
+    with background(closed_settings(folder)) as url:
+        here = ("--registry", url)
+        code = alice("registry", "operator", "--data", folder / "data").text
+        alice("login", "--name", "alice", *here, stdin=f"{code}\n")
+        alice("org", "make", "acme", *here)
+        alice("org", "key", "add", "acme", "default", *here)
+        code = alice("org", "invite", "acme", "--role", "publisher", *here).text
+        bob("login", "--name", "bob", *here, stdin=code)
+    return SimpleNamespace(folder=folder, url=url)
+
+
+def closed_settings(folder):
+    return Settings.load(data=folder / "data", open=False, collect_hours=0)
+
+
 @pytest.fixture
-def closed(tmp_path, monkeypatch):
-    """A registry in which nobody is anybody yet, which every command uses."""
-    settings = Settings.load(data=tmp_path / "data", open=False, collect_hours=0)
-    with background(settings) as url:
+def closed(request, tmp_path, monkeypatch):
+    """A registry which every command uses: as `begun` if the test asks for alice, else without accounts."""
+    begun = request.getfixturevalue("begun") if "alice" in request.fixturenames else None
+    if begun is not None:
+        shutil.copytree(begun.folder, tmp_path, dirs_exist_ok=True)
+    with background(closed_settings(tmp_path)) as url:
         monkeypatch.setenv("NEURAVERSE_REGISTRY", url)
+        if begun is not None:
+            for file in tmp_path.glob("homes/*/credentials.json"):
+                file.write_text(file.read_text().replace(begun.url, url))
 
         def change(statement, *values):
-            with sqlite3.connect(settings.data / "registry.db", timeout=20) as db:
+            with sqlite3.connect(tmp_path / "data" / "registry.db", timeout=20) as db:
                 assert db.execute(statement, values).rowcount
 
-        yield SimpleNamespace(url=url, data=settings.data, change=change)
+        yield SimpleNamespace(url=url, data=tmp_path / "data", change=change)
 
 
 @pytest.fixture
 def person(tmp_path, publisher):
-    """A home of one's own: ``person("alice")`` gives what runs a command there; keys are the publisher's."""
+    """A home of one's own, with the publisher's keys: ``person("carol")``; see `runner`."""
 
     def make(name):
-        from neuraverse.cli.app import app
-
-        home = tmp_path / "homes" / name
-        shutil.copytree(publisher.home / "keys", home / "keys")
-
-        def run(*words, code=0, stdin="", token=""):
-            env = {"NEURAVERSE_HOME": str(home)} | ({"NEURAVERSE_TOKEN": token} if token else {})
-            runner = CliRunner(env=env)
-            done = runner.invoke(app, [str(word) for word in words], input=stdin, catch_exceptions=False)
-            assert code is None or done.exit_code == code, done.output
-            assert "Traceback" not in done.output
-            errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-            if code in (1, 2):
-                assert len(errors) == 1, done.stderr
-            return SimpleNamespace(
-                out=done.stdout, err=done.stderr, error=errors[0] if errors else "", text=done.stdout.strip()
-            )
-
-        run.home = home
+        run = runner(tmp_path / "homes" / name)
+        shutil.copytree(publisher.home / "keys", run.home / "keys")
         return run
 
     return make
 
 
 @pytest.fixture
-def alice(closed, person):
+def alice(closed, tmp_path):
     """The operator, who owns acme."""
-    run = person("alice")
-    code = run("registry", "operator", "--data", closed.data).text
-    run("login", "--name", "alice", stdin=f"{code}\n")
-    run("org", "make", "acme")
-    run("org", "key", "add", "acme", "default")
-    return run
+    return runner(tmp_path / "homes" / "alice")
 
 
 @pytest.fixture
-def bob(alice, person):
+def bob(alice, tmp_path):
     """A publisher of acme."""
-    run = person("bob")
-    run("login", "--name", "bob", stdin=alice("org", "invite", "acme", "--role", "publisher").text)
-    return run
+    return runner(tmp_path / "homes" / "bob")
 
 
 def as_json(run, *words, **more):
@@ -135,12 +160,12 @@ def test_invitations_work_once(closed, alice, person):
     code = alice("org", "invite", "acme")
     assert re.fullmatch(r"nvi_\S{43}", code.text)
     assert closed.url in code.err
-    bob, carol = person("bob"), person("carol")
-    assert "a new account needs a name" in bob("login", stdin=code.text, code=1).error
-    assert "as bob" in bob("login", "--name", "bob", stdin=code.text).out
+    dave, carol = person("dave"), person("carol")
+    assert "a new account needs a name" in dave("login", stdin=code.text, code=1).error
+    assert "as dave" in dave("login", "--name", "dave", stdin=code.text).out
     assert "the code was used at" in carol("login", "--name", "carol", stdin=code.text, code=1).error
     again = alice("org", "invite", "acme").text
-    assert "'bob' is taken" in carol("login", "--name", "bob", stdin=again, code=1).error
+    assert "'dave' is taken" in carol("login", "--name", "dave", stdin=again, code=1).error
     late = alice("org", "invite", "acme", "--days", "1").text
     closed.change("UPDATE invitations SET expires_at = '2026-01-01' WHERE hash = ?", access.digest(late))
     assert "has expired" in carol("login", "--name", "carol", stdin=late, code=1).error
@@ -150,7 +175,7 @@ def test_invitations_work_once(closed, alice, person):
     ours = unused[0]["id"]
     alice("org", "withdraw", "acme", ours)
     assert "no unused invitation" in alice("org", "withdraw", "acme", "0" * 16, code=1).error
-    assert "by bob at" in alice("org", "invitations", "acme").out
+    assert "by dave at" in alice("org", "invitations", "acme").out
     assert carol("whoami").text == f"nobody is signed in to {closed.url}"
 
 
@@ -240,7 +265,7 @@ def test_tokens_do_what_they_are_for_and_no_more(closed, alice, person, make_ski
     assert "you have no token" in alice("token", "revoke", "0" * 16, code=1).error
 
 
-def test_tokens_that_do_not_count(closed, alice, person):
+def test_tokens_that_do_not_count(closed, alice, bob, person):
     late = alice("token", "make", "late").text
     closed.change("UPDATE tokens SET expires_at = '2026-01-01' WHERE hash = ?", access.digest(late))
     run = person("somebody")
@@ -259,8 +284,6 @@ def test_tokens_that_do_not_count(closed, alice, person):
     assert "not one of this registry" in run("login", stdin=access.new_secret("nvt_"), code=1).error
     assert json.loads((run.home / "credentials.json").read_text()) == {}
     # A token that is held and counts no more is no hindrance to signing in.
-    bob = person("bob")
-    bob("login", "--name", "bob", stdin=alice("org", "invite", "acme").text)
     closed.change("UPDATE tokens SET revoked_at = '2026-01-01' WHERE account_id = 2")
     alice("org", "members", "acme")
     alice("org", "role", "acme", "bob", "publisher")  # rights change, and so what is remembered is forgotten
