@@ -45,4 +45,4 @@ MAX_REPORT_EPISODES = 10_000
 MAX_ERRORS = 20  # names of physical errors, of a version on a body
 MAX_SOFTWARE = 20  # names of software in a report
 MAX_FIELD_BODIES = 10  # that one robot reports on, for each version
-MAX_MEASURED = 1e12  # of any unit
+MAX_MEASURED = 1e12  # of any unit; and how often

@@ -38,6 +38,7 @@ class Rule:
         request: Keyword arguments of httpx, or a function of the world that makes them.
         path: Values of path parameters.
         host_too: Whether operators may, of any organisation.
+        people: Whether robots may not.
     """
 
     about: str
@@ -46,13 +47,14 @@ class Rule:
     request: Any = field(default_factory=dict)
     path: dict[str, str] = field(default_factory=dict)
     host_too: bool = False
+    people: bool = False
 
     def expected(self, caller, visibility):
         """The status of a refusal, or None if the caller may."""
         org, role = caller if isinstance(caller, tuple) else (None, caller)
         signed_in = role != "nobody"
         ours = org == "acme"
-        has = ours and self.right in ROLES[role]
+        has = ours and self.right in ROLES[role] and not (self.people and role == "robot")
         denied = 403 if signed_in else 401
         match self.about:
             case "all":
@@ -95,6 +97,8 @@ def body(**fields):
 
 NAMES = itertools.count()
 NONE_ID, NONE_HEX = "0" * 16, "0" * 64
+PINS = "/v1/orgs/{org}/robots/{robot}/pins/{skill_org}/{skill}"
+PINNED = {"org": "acme", "robot": "r2", "skill_org": "acme", "skill": "public-one"}
 ALL = Rule("all")
 RULES = {
     ("GET", "/"): ALL,
@@ -152,11 +156,34 @@ RULES = {
     ("POST", "/v1/orgs/{org}/robots"): org("fleet", request=lambda w: body(name=f"new-{next(NAMES)}")),
     ("POST", "/v1/orgs/{org}/robots/{robot}/tokens"): org("fleet", robot="r2", request=body()),
     ("DELETE", "/v1/orgs/{org}/robots/{robot}"): org("fleet", (404,), robot="nobody-here"),
+    # The fleet.
+    ("PUT", "/v1/fleet/installs"): Rule(
+        "robot", request=lambda w: body(follows=f"{w.skill.name}@beta", state="stopped")
+    ),
+    ("POST", "/v1/fleet/reports"): Rule(
+        "robot",
+        request=lambda w: body(digest=w.skill.digest, body=w.skill.digest, episodes=1, successes=1),
+        fine=(409,),  # it never ran
+    ),
+    ("GET", "/v1/orgs/{org}/robots"): Rule("org", "read", path={"org": "acme"}, people=True),
+    ("PUT", PINS): Rule("org", "fleet", request=body(version="1.0.0"), path=PINNED),
+    ("DELETE", PINS): Rule("org", "fleet", path=PINNED, fine=(404,)),
+    ("GET", "/v1/orgs/{org}/rollouts"): Rule("org", "read", path={"org": "acme"}, people=True),
+    ("POST", "/v1/orgs/{org}/rollouts"): org(
+        "fleet", (409,), request=body(follows="acme/public-one@beta", version="1.0.0")
+    ),
+    ("GET", "/v1/orgs/{org}/rollouts/{rollout}"): Rule(
+        "org", "read", (404,), path={"org": "acme", "rollout": NONE_ID}, people=True
+    ),
+    ("POST", "/v1/orgs/{org}/rollouts/{rollout}/steps"): org(
+        "fleet", (404,), rollout=NONE_ID, request=body(to="end")
+    ),
     ("GET", "/v1/orgs/{org}/keys"): org("read"),
     ("POST", "/v1/orgs/{org}/keys"): org("admin", request=lambda w: body(public_key=w.pem)),
     ("DELETE", "/v1/orgs/{org}/keys/{fingerprint}"): org("admin", (404,), fingerprint=NONE_HEX),
 }
 ELSEWHERE = {
+    ("DELETE", "/v1/fleet/installs"): "test_fleet: every robot's own",
     ("GET", "/v1/events/stream"): "test_tenants: a stream has no end",
     ("GET", "/v1/uploads/{upload}"): "test_uploads_are_their_own",
     ("HEAD", "/v1/uploads/{upload}"): "test_uploads_are_their_own",

@@ -107,7 +107,7 @@ class Error(_Body):
     """A physical error over some episodes: its magnitude."""
 
     unit: _Unit
-    n: Annotated[int, Field(ge=1, le=MAX_REPORT_EPISODES, strict=True)]
+    n: Annotated[int, Field(ge=1, le=int(MAX_MEASURED), strict=True)]
     mean: _Measured
     max: _Measured
 
@@ -140,7 +140,7 @@ class FieldReport(_Body):
                 raise _wrong(
                     f"errors.{name}.unit", f"{error.unit!r} is no unit", f"use SI: {', '.join(sorted(UNITS))}"
                 )
-            if error.mean > error.max:
+            if error.mean > error.max * (1.0 + 1e-9):  # a mean is rounded
                 raise _wrong(
                     f"errors.{name}.mean",
                     f"the mean of {name} is more than its greatest",
