@@ -11,7 +11,7 @@ from benchmarks.harness import ROUNDS, Options, say
 from neuraverse.errors import MissingExtraError, NeuraverseError, UsageError
 
 # Each is a module of this package with `measure(options) -> Report`.
-NAMES = ("sim", "train", "policy", "weld", "registry")
+NAMES = ("sim", "train", "policy", "weld", "registry", "fleet")
 
 
 def main(argv: list[str] | None = None) -> int:

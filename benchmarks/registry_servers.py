@@ -45,7 +45,8 @@ def served(kind: str, folder: Path, **settings: str) -> Iterator[tuple[str, int]
 def _ours(folder: Path, settings: Mapping[str, str]) -> Iterator[tuple[str, int]]:
     ready = folder / "ready.json"
     code = "import sys; from neuraverse.cli import main; sys.exit(main())"
-    words = ["serve", "--data", str(folder / "data"), "--port", "0", "--open", "--ready-file", str(ready)]
+    words = ["serve", "--data", str(folder / "data"), "--port", "0", "--ready-file", str(ready)]
+    settings = {"NEURAVERSE_REGISTRY_OPEN": "true"} | dict(settings)
     with _running([sys.executable, "-c", code, *words], folder / "log", settings, ready.exists) as pid:
         yield json.loads(ready.read_text())["url"], pid
 

@@ -10,9 +10,13 @@ there nobody has to sign in to publish. With the first member, roles decide.
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Row, bindparam, or_, select, true, update
@@ -122,10 +126,15 @@ class Caller:
         """Whether the caller may do something in an organisation; the row has ``id`` and ``managed``."""
         return self.may(right, org.id) if org.managed else self.open
 
-    @property
+    @cached_property
     def view(self) -> tuple[bool, tuple[int, ...]]:
         """What decides which skills the caller sees: callers with equal views see the same."""
         return self.account is not None, self.reads
+
+    @cached_property
+    def ends(self) -> float:
+        """When the token ends, in seconds since 1970."""
+        return datetime.fromisoformat(self.expires_at).timestamp() if self.expires_at else math.inf
 
 
 def digest(secret: str) -> str:
@@ -232,20 +241,22 @@ class Access:
         """
         if authorization is None:
             return self.anonymous
-        scheme, _, token = authorization.partition(" ")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token:
-            raise _unknown("the Authorization header is no bearer token", "send Authorization: Bearer nvt_…")
-        key = digest(token)
+        key = digest(authorization)
         found = self._known.get(key)
         if found is None:
+            scheme, _, token = authorization.partition(" ")
+            token = token.strip()
+            if scheme.lower() != "bearer" or not token:
+                raise _unknown(
+                    "the Authorization header is no bearer token", "send Authorization: Bearer nvt_…"
+                )
             epoch = self._epoch
-            found = await self._database.read(_caller, key, token, self.anonymous.open)
+            found = await self._database.read(_caller, token, self.anonymous.open)
             if epoch == self._epoch:  # else rights have changed meanwhile
                 if len(self._known) >= _REMEMBERED:
                     self._known.clear()
                 self._known[key] = found
-        if found.expires_at <= now():
+        if found.ends <= time.time():
             raise _ended("has expired", found.expires_at)
         return found
 
@@ -268,8 +279,8 @@ def _rights(db: Connection) -> int:
     return int(db.scalar(select(registry.c.rights)) or 0)
 
 
-def _caller(db: Connection, key: str, token: str, is_open: bool) -> Caller:
-    row = db.execute(_TOKEN, {"hash": key}).one_or_none()
+def _caller(db: Connection, token: str, is_open: bool) -> Caller:
+    row = db.execute(_TOKEN, {"hash": digest(token)}).one_or_none()
     if row is None:
         raise _unknown(
             "the token is not one of this registry"

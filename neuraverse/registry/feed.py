@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from datetime import datetime
+from collections.abc import Callable
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ _KEPT = 4096
 # A wake-up that was lost costs that long, and no event.
 _LOOK_S = 0.5
 _LOOK_ALONE_S = 5.0
+_CLOCK_S = 0.25
 
 
 class _Told:
@@ -62,13 +64,15 @@ class Feed:
 
     def __init__(self, database: Database, access: Access) -> None:
         self._database = database
-        self._access = access
+        self.access = access
         self._look_s = _LOOK_S if database.shared else _LOOK_ALONE_S
         self._told: deque[_Told] = deque()
         self._from = self._head = 0  # all events between are in `_told`, that one not included
         self._dirty = asyncio.Event()
         self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._pages: dict[tuple[int, Any, Wanted], tuple[bytes, int]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.readers: set[Reader] = set()
         self.mark = ""
         self.closed = False
 
@@ -76,15 +80,16 @@ class Feed:
         """Begin to look."""
         self.mark, self._head = await self._database.read(_start)
         self._from = self._head
-        self._task = asyncio.create_task(self._looking())
+        self._tasks = [asyncio.create_task(self._looking()), asyncio.create_task(self._looking_after())]
 
     async def close(self) -> None:
         """Stop looking."""
         self.end()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks = []
 
     def end(self) -> None:
         """Send every waiting reader home; the server is stopping."""
@@ -107,15 +112,18 @@ class Feed:
         return self._changed
 
     def _announce(self) -> None:
+        self._pages.clear()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+        for reader in self.readers:
+            reader.tell()
 
     async def _looking(self) -> None:
         while True:
             await wait(self._dirty, self._look_s)
             self._dirty.clear()
             try:
-                if self._database.shared and await self._access.look():
+                if self._database.shared and await self.access.look():
                     self.forget()
                     self._dirty.clear()
                 await self._look()
@@ -135,19 +143,36 @@ class Feed:
                 self._from = self._told.popleft().row.id
             self._announce()
 
+    async def _looking_after(self) -> None:
+        """One clock for all readers: a timer for each costs more than what it watches."""
+        while True:
+            await asyncio.sleep(min(_CLOCK_S, HEARTBEAT_S))
+            at = time.monotonic()
+            for reader in self.readers:
+                reader.look_after(at)
+
     async def blocks(self, caller: Caller, after: int, wanted: Wanted) -> tuple[bytes, int]:
         """What to send to a reader that stands behind `after`, and where it stands then; at most a page."""
+        if after >= self._head:
+            return b"", after
         if after >= self._from:
-            new = takewhile(lambda each: each.row.id > after, reversed(self._told))
-            page = list(new)[::-1][:MAX_STREAMED]
-            passed = [t.block(self.mark) for t in page if events.sees(caller, t.row) and wanted.passes(t.row)]
-            return b"".join(passed), page[-1].row.id if page else after
+            key = (after, caller.view, wanted)  # most readers stand at the same place
+            found = self._pages.get(key)
+            if found is None:
+                found = self._pages[key] = self._page(caller, after, wanted)
+            return found
         start = self._from  # of before reading: what is told meanwhile may not be in it
         rows = await self._database.read(events.behind, caller, after, MAX_STREAMED, wanted)
         data = b"".join(block(events.plain(row, self.mark)) for row in rows)
         if len(rows) == MAX_STREAMED:
             return data, rows[-1].id
         return data, max(after, start, rows[-1].id if rows else 0)
+
+    def _page(self, caller: Caller, after: int, wanted: Wanted) -> tuple[bytes, int]:
+        """The same from what is kept."""
+        page = list(takewhile(lambda each: each.row.id > after, reversed(self._told)))[::-1][:MAX_STREAMED]
+        passed = [t.block(self.mark) for t in page if events.sees(caller, t.row) and wanted.passes(t.row)]
+        return b"".join(passed), page[-1].row.id
 
 
 async def wait(ticket: asyncio.Event, seconds: float) -> bool:
@@ -175,7 +200,7 @@ class EventStream(Response):
 
     Args:
         feed: Where from.
-        caller: Who reads, as things stand; raises `Problem` if they no longer may.
+        authorization: Header of the reader's request, by which they are known as long as they read.
         after: Where the reader stands.
         wanted: What it asks for.
         reset: Whether its cursor was not of this feed.
@@ -186,7 +211,7 @@ class EventStream(Response):
     def __init__(
         self,
         feed: Feed,
-        caller: Callable[[], Awaitable[Caller]],
+        authorization: str | None,
         after: int,
         wanted: Wanted,
         *,
@@ -195,7 +220,7 @@ class EventStream(Response):
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._feed = feed
-        self._caller = caller
+        self._authorization = authorization
         self._after = after
         self._wanted = wanted
         self._reset = reset
@@ -214,51 +239,84 @@ class EventStream(Response):
             work.cancel()
 
         listener = asyncio.create_task(leave())
+        reader = Reader(scope.get("state", {}).get("abort"))
+        self._feed.readers.add(reader)
         try:
-            await self._serve(scope, send)
+            await self._serve(reader, send)
         except asyncio.CancelledError:
             if not left:
                 raise
             work.uncancel()
         finally:
+            self._feed.readers.discard(reader)
             listener.cancel()
 
-    async def _serve(self, scope: Scope, send: Send) -> None:
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
+    async def _serve(self, reader: Reader, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         cursor = events.cursor(self._feed.mark, self._after)
         reset = "event: reset\ndata: {}\n" if self._reset else ""
         data = f"retry: 1000\nid: {cursor}\n{reset}\n".encode()
         while True:
             if data:
-                try:
-                    async with asyncio.timeout(READER_S):
-                        await send({"type": "http.response.body", "body": data, "more_body": True})
-                except TimeoutError:
-                    abort = scope.get("state", {}).get("abort")
-                    if abort is not None:
-                        abort()  # closing would wait until it has read what it does not read
-                    await asyncio.sleep(READER_S)  # the listener hears of it, and ends this
-                    return
-            ticket = self._feed.ticket()
+                reader.sending_since = time.monotonic()
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+                reader.sent()
+            reader.expect()
             try:
-                caller = await self._caller()
+                caller = await self._feed.access.caller(self._authorization)
             except Problem:
                 break
             data, self._after = await self._feed.blocks(caller, self._after, self._wanted)
             if self._feed.closed:
                 break
-            if not data and not await wait(ticket, min(HEARTBEAT_S, _until(caller))):
-                data = b": heartbeat\n\n"
+            if not data:
+                data = await reader.wait(caller.ends)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _until(caller: Caller) -> float:
-    """Seconds until a caller's token ends, a moment later."""
-    if not caller.expires_at:
-        return HEARTBEAT_S
-    end = datetime.fromisoformat(caller.expires_at)
-    return max(0.01, (end - datetime.now(end.tzinfo)).total_seconds() + 0.01)
+class Reader:
+    """One open stream: whether its reader takes what it is sent, and when it was last sent something.
+
+    Args:
+        abort: Ends the connection at once; None where there is none.
+    """
+
+    __slots__ = ("_abort", "_due", "_news", "sending_since")
+
+    def __init__(self, abort: Callable[[], None] | None) -> None:
+        self._abort = abort
+        self._news: asyncio.Future[bytes] | None = None
+        self.sending_since: float | None = None
+        self._due = 0.0
+
+    def sent(self) -> None:
+        """It took what it was sent."""
+        self.sending_since = None
+        self._due = time.monotonic() + HEARTBEAT_S
+
+    def expect(self) -> None:
+        """From now on, `wait` returns at once if something was told meanwhile."""
+        self._news = asyncio.get_running_loop().create_future()
+
+    async def wait(self, ends: float) -> bytes:
+        """Wait for news, a heartbeat, or the end of a token [s since 1970]; what to send of it."""
+        assert self._news is not None
+        if ends != math.inf:
+            self._due = min(self._due, time.monotonic() + max(0.0, ends - time.time()) + 0.01)
+        return await self._news
+
+    def tell(self, data: bytes = b"") -> None:
+        """Let it look for news, or send this."""
+        if self._news is not None and not self._news.done():
+            self._news.set_result(data)
+
+    def look_after(self, at: float) -> None:
+        """End what has been stuck for long; send a heartbeat that is due."""
+        if self.sending_since is not None:
+            if at - self.sending_since > READER_S and self._abort is not None:
+                self._abort()  # closing would wait until it has read what it does not read
+        elif at >= self._due:
+            self.tell(b": heartbeat\n\n")
 
 
 def _start(db: Connection) -> tuple[str, int]:

@@ -98,10 +98,7 @@ def router(registry: Registry) -> APIRouter:
         given = request.headers.get("authorization")
         number, reset = await start(caller, request.headers.get("last-event-id") or after)
 
-        async def current() -> Caller:
-            return await registry.access.caller(given)
-
         wanted = Wanted(org=org, name=skill, interface=interface)
-        return EventStream(feed, current, number, wanted, reset=reset)
+        return EventStream(feed, given, number, wanted, reset=reset)
 
     return api
