@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from neuraverse.cli import accounts, cache, learn, operate, orgs, publish, receive, use
+from neuraverse.cli import accounts, cache, fleet, learn, operate, orgs, publish, receive, use
 from neuraverse.cli.demo import demo
 from neuraverse.cli.failures import INTERRUPTED, told
 from neuraverse.cli.options import LEARN, example
@@ -20,7 +20,7 @@ from neuraverse.cli.output import note
 STORY = (
     *("demo", "train", "fine-tune", "eval", "recipes", "envs"),
     *("keys", "publish", "alias", "yank", "unyank", "revoke", "deprecate"),
-    *("serve", "registry"),
+    *("serve", "registry", "fleet"),
     *("login", "logout", "whoami", "org", "token", "robot"),
     *("search", "show", "lineage", "diff", "watch", "pull", "verify", "cache"),
     *("run", "robots", "version"),
@@ -116,7 +116,7 @@ def story(
         raise typer.Exit
 
 
-for room in (learn, publish, operate, accounts, orgs, receive, cache, use):
+for room in (learn, publish, operate, fleet, accounts, orgs, receive, cache, use):
     room.add_to(app)
 app.command(
     "demo",

@@ -16,7 +16,7 @@ from neuraverse.errors import ContentError, UsageError
 
 if TYPE_CHECKING:
     from neuraverse.client import Client
-    from neuraverse.manifest import SkillManifest
+    from neuraverse.manifest import Score, SkillManifest
 
 _ANCESTORS = 100  # a graph that a publisher made: bounded
 
@@ -89,18 +89,20 @@ def show(ref: options.Ref, registry: options.Registry = None, json: options.Json
     if is_path(ref):
         data = read_regular(Path(ref).expanduser() / MANIFEST, MAX_MANIFEST_BYTES)
         ancestors: list[tuple[str, SkillManifest]] = []
-        children: tuple[str, ...] = ()
+        children: list[str] = []
+        field = None
     else:
         with Client(registry) as client:
             found = settle(client, ref)
             data = client.manifest(found.digest)
             ancestors = _ancestors(client, SkillManifest.parse(data))
-            children = client.children(found)
+            standing = client.standing(found)
+        children, field = standing["children"], _field_score(standing)
     manifest = SkillManifest.parse(data)
     out.line(f"{manifest.ref}  {digest_of(data)}")
     if manifest.description:
         out.line(manifest.description)
-    out.fields(_facts(manifest))
+    out.fields(_facts(manifest, field))
     out.table(
         ("signal", "", "shape", "unit", "frame", "means"),
         [
@@ -124,7 +126,8 @@ def show(ref: options.Ref, registry: options.Registry = None, json: options.Json
             "ancestors": [
                 {"skill": m.ref, "digest": d, "success": score_json(m.evaluation.score)} for d, m in ancestors
             ],
-            "children": list(children),
+            "children": children,
+            "field": score_json(field),
         }
     )
 
@@ -203,7 +206,14 @@ def _ancestors(client: Client, manifest: SkillManifest) -> list[tuple[str, Skill
     return list(found.items())
 
 
-def _facts(manifest: SkillManifest) -> list[tuple[str, str]]:
+def _field_score(standing: dict[str, Any]) -> Score | None:
+    from neuraverse.manifest import Score
+
+    field = standing.get("field")
+    return None if field is None else Score.of(field["successes"], field["n"])
+
+
+def _facts(manifest: SkillManifest, field: Score | None) -> list[tuple[str, str]]:
     body, training, needs = manifest.body, manifest.training, manifest.interface.requires
     spread = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in manifest.randomised.items())
     return [
@@ -213,6 +223,7 @@ def _facts(manifest: SkillManifest) -> list[tuple[str, str]]:
         ("task", manifest.task.env_id),
         ("success means", manifest.task.success),
         ("success", score_words(manifest.evaluation.score)),
+        ("field", score_words(field)),
         ("parent's", score_words(manifest.evaluation.source)),
         (
             "body",

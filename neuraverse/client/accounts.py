@@ -146,22 +146,35 @@ def audit(registry: Transport, org: str | None, before: int | None = None) -> li
 
 def add_robot(registry: Transport, robot: str, hours: float) -> dict[str, Any]:
     """An account for a robot, ``org/robot``, and its ``token``."""
-    org, name = _robot(robot)
+    org, name = robot_name(robot)
     made = registry.json("POST", f"{_at(org)}/robots", ok=(201,), json={"name": name, "hours": hours})
     return checked(made, robot=TEXT, token=TEXT, id=TEXT, expires=TEXT)
 
 
 def robot_token(registry: Transport, robot: str, hours: float) -> dict[str, Any]:
     """Another ``token`` for a robot; those before end."""
-    org, name = _robot(robot)
+    org, name = robot_name(robot)
     made = registry.json("POST", f"{_at(org)}/robots/{name}/tokens", ok=(201,), json={"hours": hours})
     return checked(made, robot=TEXT, token=TEXT, id=TEXT, expires=TEXT)
 
 
 def remove_robot(registry: Transport, robot: str) -> None:
     """End a robot's account."""
-    org, name = _robot(robot)
+    org, name = robot_name(robot)
     _done(registry, "DELETE", f"{_at(org)}/robots/{name}")
+
+
+def robots(registry: Transport, org: str) -> list[dict[str, Any]]:
+    """Robots by name: ``robot``, ``since``, ``last_seen`` and what they follow."""
+    found: list[dict[str, Any]] = []
+    cursor = ""
+    while True:
+        page = registry.json("GET", f"{_at(org)}/robots", params={"cursor": cursor})
+        found += rows(page, "robots", robot=TEXT, since=TEXT, last_seen=MAYBE_TEXT)
+        following = page.get("next")
+        if not isinstance(following, str) or following <= cursor:
+            return found
+        cursor = following
 
 
 def make_token(
@@ -224,7 +237,12 @@ def _at(org: str) -> str:
     return f"/v1/orgs/{label('organisation', org)}"
 
 
-def _robot(name: str) -> tuple[str, str]:
+def robot_name(name: str) -> tuple[str, str]:
+    """Organisation and robot of ``org/robot``.
+
+    Raises:
+        UsageError: It names no robot.
+    """
     org, slash, robot = name.partition("/")
     if not slash:
         raise UsageError(f"{name[:100]!r} names no robot", remedy="write ORG/ROBOT, such as acme/arm-7")

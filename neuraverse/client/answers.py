@@ -25,6 +25,20 @@ def described(plain: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def standing(plain: dict[str, Any]) -> dict[str, Any]:
+    """Children of a version, and how it does in the field.
+
+    Raises:
+        NetworkError: It is malformed.
+    """
+    _need(all(isinstance(child, str) for child in _list(plain, "children")), "children")
+    field = plain.get("field")
+    if field is not None:
+        _fields(field, n=COUNT, successes=COUNT)
+        _need(0 <= field["successes"] <= field["n"] and field["n"] > 0, "field")
+    return plain
+
+
 def lineage(plain: dict[str, Any]) -> dict[str, Any]:
     """A graph of skills; each edge joins two of its nodes.
 

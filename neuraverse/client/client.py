@@ -164,17 +164,18 @@ class Client:
         """
         return fetch_manifest(self._transport, digest)
 
-    def children(self, found: Resolved) -> tuple[str, ...]:
-        """Digests of the skills in this registry that name a skill as their parent.
+    def standing(self, found: Resolved) -> dict[str, Any]:
+        """What a registry says of a skill besides its bytes.
+
+        Returns:
+            ``children``, digests of the skills that name it as their parent; and ``field``, how it does on
+            robots: ``n`` episodes and ``successes``, or None if none has been reported.
 
         Raises:
             NotFoundError: The registry does not have the skill.
             NetworkError: The registry could not be asked.
         """
-        answer = self._transport.json("GET", f"/v1/skills/{found.name}/{found.version}").get("children")
-        if not isinstance(answer, list) or not all(isinstance(child, str) for child in answer):
-            raise NetworkError(f"{self.url} sent a list of children that is none")
-        return tuple(answer)
+        return answers.standing(self._transport.json("GET", f"/v1/skills/{found.name}/{found.version}"))
 
     def pull(
         self,
