@@ -1,0 +1,310 @@
+"""Readers of the feed under tenants, withdrawn rights, slowness, and servers that die under them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+import threading
+import time
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from sqlalchemy import select
+from starlette.testclient import TestClient
+
+from neuraverse.registry import Settings, background, create_app, events, feed, tables
+from neuraverse.registry.events import Wanted
+from tests.registry.test_publish import TAR, parcel
+from tests.registry.test_tenants import World
+from tests.servers import free_ports
+
+EVENT = re.compile(rb"id: ([0-9a-f-]+)\nevent: \w")
+BLOCK = re.compile(rb"id: ([0-9a-f]{8}-[0-9]+)\nevent: (\w+)\ndata: (.*)\n\n")
+
+
+class Stream:
+    """An open stream over a bare socket, read in a thread."""
+
+    def __init__(self, url, token=None, query="after=0", last=None):
+        parts = urlsplit(url)
+        self.socket = socket.create_connection((parts.hostname, parts.port), timeout=30)
+        head = f"GET /v1/events/stream?{query} HTTP/1.1\r\nHost: x\r\n"
+        head += f"Authorization: Bearer {token}\r\n" if token else ""
+        head += f"Last-Event-ID: {last}\r\n" if last else ""
+        self.socket.sendall(f"{head}\r\n".encode())
+        self.data = b""
+        self.ended = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self):
+        try:
+            while got := self.socket.recv(65536):
+                self.data += re.sub(rb"\r\n[0-9a-f]+\r\n", b"", got)  # the frames of chunked coding
+                if got.endswith(b"\r\n0\r\n\r\n") or got == b"0\r\n\r\n":
+                    break
+        except OSError:
+            pass
+        self.ended.set()
+
+    def names(self):
+        return [json.loads(match[3])["name"] for match in BLOCK.finditer(self.data)]
+
+    def until(self, count, seconds=20.0):
+        deadline = time.monotonic() + seconds
+        while len(self.names()) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.names()
+
+    def close(self):
+        self.socket.close()
+
+
+class Live(World):
+    """The same tenants behind a real server, for streams."""
+
+    def __init__(self, folder):
+        settings = Settings.load(data=folder, open=False, collect_hours=0)
+        super().__init__(settings)
+        super().close()  # made; from here on it is served
+
+    def serve(self):
+        return background(self.settings)
+
+
+@pytest.fixture
+def live(tmp_path):
+    made = Live(tmp_path / "live")
+    with made.serve() as url, httpx.Client(base_url=url) as http:
+        made.url, made.api = url, http
+        yield made
+
+
+def publish_as(live, skill, publisher, org, visibility):
+    headers = {"Authorization": f"Bearer {live.token[org, 'owner']}", **TAR}
+    answer = live.api.post(
+        "/v1/skills", content=parcel(skill, publisher), headers=headers, params={"visibility": visibility}
+    )
+    assert answer.status_code == 201, answer.text
+
+
+def test_each_reader_sees_what_is_theirs(live, make_skill, tmp_path, publisher):
+    readers = {
+        who: Stream(live.url, live.token[who])
+        for who in ("nobody", ("acme", "robot"), ("acme", "reader"), ("rival", "robot"))
+    }
+    made = {}
+    for number, visibility in enumerate(("public", "network", "private")):
+        made[visibility] = make_skill(tmp_path / visibility, name=f"{visibility}-one", seed=number)
+        publish_as(live, made[visibility], publisher, "acme", visibility)
+    every = [f"acme/{v}-one" for v in made]
+    for who, count in (
+        ("nobody", 1),
+        (("acme", "robot"), 3),
+        (("acme", "reader"), 3),
+        (("rival", "robot"), 2),
+    ):
+        assert readers[who].until(count) == every[:count], who
+    time.sleep(0.2)  # nothing comes that is not theirs
+    assert readers["nobody"].names() == every[:1]
+    assert readers["rival", "robot"].names() == every[:2]
+    assert b"private" not in readers["rival", "robot"].data
+    for reader in readers.values():
+        reader.close()
+
+
+def test_fault_19_a_reader_whose_rights_end_stops_seeing_within_a_second(
+    live, make_skill, tmp_path, publisher
+):
+    """A token revoked, a role taken away, a robot removed, a token run out, a skill hidden."""
+    publish_as(live, make_skill(tmp_path / "a", name="a"), publisher, "acme", "private")
+    owner = ("acme", "owner")
+    narrow = live.post("/v1/tokens", owner, json={"scopes": ["read"]}).json()
+    short = live.post("/v1/tokens", owner, json={"scopes": ["read"], "hours": 2.0 / 3600}).json()
+    begun = time.monotonic()
+    readers = {
+        "token": Stream(live.url, narrow["token"]),
+        "short": Stream(live.url, short["token"]),
+        "role": Stream(live.url, live.token["acme", "reader"]),
+        "robot": Stream(live.url, live.token["acme", "robot"]),
+        "stays": Stream(live.url, live.token["acme", "publisher"]),
+    }
+    for reader in readers.values():
+        assert reader.until(1) == ["acme/a"]
+    assert live.delete(f"/v1/tokens/{narrow['id']}", owner).status_code == 204
+    assert readers["token"].ended.wait(1.0)
+    assert live.delete("/v1/orgs/acme/robots/r1", owner).status_code == 204
+    assert readers["robot"].ended.wait(1.0)
+    assert live.delete("/v1/orgs/acme/members/reader-acme", owner).status_code == 204
+    publish_as(live, make_skill(tmp_path / "b", name="b", seed=1), publisher, "acme", "private")
+    assert readers["stays"].until(2) == ["acme/a", "acme/b"]
+    assert readers["role"].names() == ["acme/a"]  # still signed in, and no member
+    assert not readers["role"].ended.is_set()
+    assert readers["short"].ended.wait(max(0.1, begun + 3.0 - time.monotonic()))
+    for reader in readers.values():
+        reader.close()
+
+
+def test_what_was_hidden_is_not_told_from_memory(plain, make_skill, tmp_path, publisher):
+    """A reader that lags behind gets the past as it may be seen now, not as it was told."""
+    world = World(plain.model_copy(update={"open": False}))
+    try:
+        for number, name in enumerate("ab"):
+            skill = make_skill(tmp_path / name, name=name, seed=number)
+            world.publish(skill, publisher, ("acme", "owner"), visibility="public")
+        source, nobody = world.registry.feed, world.registry.access.anonymous
+        world.api.portal.call(source._look)
+
+        def told():
+            return world.api.portal.call(source.blocks, nobody, source._from, Wanted())[0].decode()
+
+        assert "acme/a" in told()
+        assert (
+            world.patch("/v1/skills/acme/a", ("acme", "owner"), json={"visibility": "private"}).status_code
+            == 200
+        )
+        data = world.api.portal.call(source.blocks, nobody, 0, Wanted())[0].decode()
+        assert "acme/a" not in data
+        assert "acme/b" in data
+    finally:
+        world.close()
+
+
+def test_a_reader_that_does_not_read_is_dropped(plain, tiny_skill, publisher, monkeypatch):
+    """It is given up, others are not held up, and it comes back with its cursor; nothing is kept for it."""
+    count = 4000  # more than the system's sockets hold
+
+    def a_long_past(db):
+        skill = db.execute(select(tables.skills)).one()
+        for _ in range(count - 1):
+            event = ("published", skill.name, "9.9.9", "", "", {"reason": "x" * 2000})
+            events.tell(db, skill.org_id, skill.id, *event)
+
+    with TestClient(create_app(plain)) as api:
+        assert api.post("/v1/skills", content=parcel(tiny_skill, publisher), headers=TAR).status_code == 201
+        api.portal.call(api.app.state.registry.database.write, a_long_past)
+    monkeypatch.setattr(feed, "READER_S", 0.5)
+    with background(plain) as url:
+        parts = urlsplit(url)
+        lazy = socket.socket()
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        lazy.connect((parts.hostname, parts.port))
+        lazy.sendall(b"GET /v1/events/stream?after=0 HTTP/1.1\r\nHost: x\r\n\r\n")
+        good = Stream(url)
+        assert len(good.until(count)) == count
+        lazy.settimeout(10.0)
+        got = b""
+        time.sleep(1.5)
+        with contextlib.suppress(ConnectionResetError):
+            while data := lazy.recv(1 << 20):
+                got += data
+        whole = [m.decode() for m in EVENT.findall(re.sub(rb"\r\n[0-9a-f]+\r\n", b"", got))]
+        assert len(whole) < count
+        assert not good.ended.is_set()
+        again = Stream(url, last=whole[-2] if len(whole) > 1 else None)  # the last one may be cut
+        rest = count - max(0, len(whole) - 1)
+        assert len(again.until(rest)) == rest
+        for each in (lazy, good, again):
+            each.close()
+
+
+@pytest.mark.timeout(120)
+def test_fault_22_the_server_dies_under_its_watchers(start, tmp_path, make_skill, publisher):
+    """Killed again and again while skills are published: readers come back and have every event, in order.
+
+    `make test-all` has 2,000 of them.
+    """
+    dies_under(start, tmp_path, make_skill, publisher, readers=200, deaths=3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_fault_22_the_server_dies_under_two_thousand_watchers(start, tmp_path, make_skill, publisher):
+    dies_under(start, tmp_path, make_skill, publisher, readers=2000, deaths=3)
+
+
+def dies_under(start, tmp_path, make_skill, publisher, readers, deaths):
+    (port,) = free_ports(1)
+    published = []
+    process, url = start(data=tmp_path / "data", port=port)
+    crowd = threading.Thread(target=lambda: asyncio.run(watch_all(port, readers, published, seen, done)))
+    seen: list[list[str]] = [[] for _ in range(readers)]
+    done = threading.Event()
+    crowd.start()
+    number = 0
+    for _ in range(deaths):
+        for _ in range(3):
+            skill = make_skill(tmp_path / f"s{number}", version=f"1.{number}.0", seed=number)
+            content, acknowledged = parcel(skill, publisher), False
+            while not acknowledged:
+                try:
+                    answer = httpx.post(f"{url}/v1/skills", content=content, headers=TAR, timeout=60)
+                    acknowledged = answer.status_code in (200, 201)
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            number += 1
+        process.kill()
+        process.communicate()
+        process, url = start(data=tmp_path / "data", port=port)
+    events = httpx.get(f"{url}/v1/events?after=0&limit=1000").json()["events"]
+    published += [event["cursor"] for event in events]
+    assert len(published) == number
+    done.set()
+    crowd.join(300)
+    assert not crowd.is_alive()
+    for each in seen:
+        assert each == published
+
+
+async def watch_all(port, readers, published, seen, done):
+    """Readers that keep their cursor, come back when they are cut off, and end when they have all."""
+
+    async def one(mine):
+        while not (done.is_set() and len(mine) >= len(published)):
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                last = f"Last-Event-ID: {mine[-1]}\r\n" if mine else ""
+                writer.write(f"GET /v1/events/stream?after=0 HTTP/1.1\r\nHost: x\r\n{last}\r\n".encode())
+                data = b""
+                try:
+                    while not (done.is_set() and len(mine) >= len(published)):
+                        async with asyncio.timeout(1.0):
+                            got = await reader.read(65536)
+                        if not got:
+                            break
+                        data += got
+                        whole, _, data = data.rpartition(b"\n\n")
+                        mine += [
+                            m.decode() for m in re.findall(rb"id: ([0-9a-f-]+)\nevent: \w", whole + b"\n\n")
+                        ]
+                except TimeoutError:
+                    continue
+                finally:
+                    writer.close()
+            except OSError:
+                await asyncio.sleep(0.2)
+
+    await asyncio.gather(*(one(mine) for mine in seen))
+
+
+@pytest.mark.timeout(90)
+def test_notifications_that_are_lost_cost_time_and_no_event(
+    start, tmp_path, postgres, s3, make_skill, publisher
+):
+    """Two processes on PostgreSQL, the readers' one deaf to NOTIFY: it looks by itself."""
+    shared = {"database": postgres.new(), "presign": False, **s3.new()}
+    _, first = start(data=tmp_path / "a", **shared)
+    _, second = start(data=tmp_path / "b", **shared)
+    stream = Stream(second)
+    # Whoever listens is cut off; before it listens again, events come.
+    postgres.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+    for number in range(3):
+        skill = make_skill(tmp_path / f"s{number}", version=f"1.{number}.0", seed=number)
+        answer = httpx.post(f"{first}/v1/skills", content=parcel(skill, publisher), headers=TAR, timeout=60)
+        assert answer.status_code == 201
+    assert stream.until(3, seconds=8.0) == ["acme/weld-seam"] * 3
+    stream.close()
