@@ -56,6 +56,7 @@ def add_to(app: typer.Typer) -> None:
         "robot",
         "Accounts of robots, each with a token of its own.",
         ("add", add_robot, "acme/arm-7"),
+        ("list", list_robots, "acme"),
         ("token", robot_token, "acme/arm-7"),
         ("remove", remove_robot, "acme/arm-7 --yes"),
     )
@@ -301,6 +302,26 @@ def add_robot(
     with accounts.reach(registry) as there:
         made = accounts.add_robot(there, robot, days * HOURS)
     _give(out, made, f"the robot {made['robot']} has an account")
+
+
+def list_robots(
+    org: Annotated[
+        str, typer.Argument(metavar="ORG", help="The organisation, such as acme.", show_default=False)
+    ],
+    registry: options.Registry = None,
+    json: options.Json = None,
+) -> None:
+    """List an organisation's robots, and when each was heard of last."""
+    from neuraverse.client import accounts
+
+    out = Out(json)
+    with accounts.reach(registry) as there:
+        found = accounts.robots(there, org)
+    out.table(
+        ("robot", "since", "last heard of"),
+        [(each["robot"], each["since"], each["last_seen"] or "never") for each in found],
+    )
+    out.json(found)
 
 
 def robot_token(

@@ -19,7 +19,7 @@ from neuraverse.registry.limits import MAX_PAGE, MAX_QUERY_CHARACTERS
 from neuraverse.registry.logs import Access
 from neuraverse.registry.metrics import Measure, Metrics
 from neuraverse.registry.page import page
-from neuraverse.registry.routes import accounts, blobs, events, finding, fleet, operating, skills
+from neuraverse.registry.routes import accounts, blobs, events, finding, fleet, operating, skills, webhooks
 from neuraverse.registry.routes.fields import ProblemDocument
 from neuraverse.registry.routes.finding import Cursor
 from neuraverse.registry.service import Registry
@@ -68,6 +68,7 @@ def create_app(settings: Settings | Path | str) -> FastAPI:
         finding.router(registry),
         fleet.router(registry),
         accounts.router(registry),
+        webhooks.router(registry),
         operating.router(registry, metrics),
     ):
         app.include_router(router)

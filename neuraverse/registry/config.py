@@ -10,11 +10,12 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from neuraverse.errors import ConfigError
 from neuraverse.manifest import MAX_FILE_BYTES
@@ -71,6 +72,8 @@ class Settings(BaseSettings):
     body_bytes_per_s: Annotated[float, Field(gt=0)] = 1024.0
     """And so is a body that is slower than this, after `body_idle_s`."""
     max_connections: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
+    webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    """Networks such as 10.0.0.0/8 that webhooks are sent to, besides the public Internet."""
     shutdown_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
     """Requests in flight may finish for this long after SIGTERM."""
     log_format: Literal["text", "json"] = "text"
@@ -87,6 +90,14 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The command line comes first, then the environment; the file is merged by `load`."""
         return init_settings, env_settings
+
+    @field_validator("webhook_networks", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """In the environment they are one text, with commas between."""
+        return (
+            [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+        )
 
     @field_validator("database")
     @classmethod

@@ -35,6 +35,7 @@ _LOCK = 0x6E657572  # the one advisory lock of writers; any number that nobody e
 _CHANNEL = "neuraverse"
 _RECONNECT_S = 2.0
 _READERS = 4  # threads that read from SQLite; more would only wait for the same interpreter
+_PRIVATE: dict[str, Any] = {"hide_parameters": True}  # errors are logged, and values may be secrets
 BUSY_S = 10.0  # how long a writer waits for another
 
 
@@ -186,7 +187,8 @@ class _Engine(Protocol):
 
 class _Sqlite:
     def __init__(self, url: URL) -> None:
-        self._engine = create_engine(url, connect_args={"timeout": BUSY_S, "check_same_thread": False})
+        arguments = {"timeout": BUSY_S, "check_same_thread": False}
+        self._engine = create_engine(url, connect_args=arguments, **_PRIVATE)
         event.listen(self._engine, "connect", _set_up)
         event.listen(self._engine, "begin", _begin)
         self._readers = ThreadPoolExecutor(_READERS, "read")
@@ -217,7 +219,11 @@ class _Postgres:
     def __init__(self, url: URL) -> None:
         arguments = {"timeout": 10.0, "command_timeout": 60.0}
         self._engine = create_async_engine(
-            url.set(drivername="postgresql+asyncpg"), connect_args=arguments, pool_pre_ping=True, pool_size=8
+            url.set(drivername="postgresql+asyncpg"),
+            connect_args=arguments,
+            pool_pre_ping=True,
+            pool_size=8,
+            **_PRIVATE,
         )
 
     async def read(self, ask: Callable[[Connection], T]) -> T:

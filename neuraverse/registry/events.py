@@ -39,11 +39,13 @@ class Wanted:
         org: Of this organisation's skills.
         name: Of this skill, ``org/skill``.
         interface: Of versions with this interface, ``sha256:<hex>``.
+        types: Of one of these types.
     """
 
     org: str = ""
     name: str = ""
     interface: str = ""
+    types: tuple[str, ...] = ()
 
     def passes(self, row: Row[Any]) -> bool:
         """Whether a row of `behind` is wanted."""
@@ -51,6 +53,7 @@ class Wanted:
             (not self.org or row.name.startswith(f"{self.org}/"))
             and (not self.name or row.name == self.name)
             and (not self.interface or row.interface == self.interface)
+            and (not self.types or row.type in self.types)
         )
 
 
@@ -140,7 +143,21 @@ def behind(db: Connection, caller: Caller, after: int, limit: int, wanted: Wante
         query = query.where(skills.c.name.startswith(f"{wanted.org}/", autoescape=True))
     if wanted.interface:
         query = query.where(versions.c.interface == wanted.interface)
+    if wanted.types:
+        query = query.where(events.c.type.in_(wanted.types))
     return list(db.execute(query))
+
+
+def told(db: Connection, after: int, limit: int) -> list[Row[Any]]:
+    """Rows of events behind an id, whoever may see them; who may, `sees` tells of each."""
+    query = (
+        select(events, skills.c.visibility, skills.c.org_id.label("owner"), versions.c.interface)
+        .join(skills, skills.c.id == events.c.skill_id)
+        .outerjoin(versions, versions.c.digest == events.c.digest)
+        .where(events.c.id > after)
+        .order_by(events.c.id)
+    )
+    return list(db.execute(query.limit(limit)))
 
 
 def plain(row: Row[Any], feed: str) -> Event:

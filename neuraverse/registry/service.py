@@ -16,6 +16,7 @@ from neuraverse.registry.access import Access, Caller
 from neuraverse.registry.collect import collect
 from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database
+from neuraverse.registry.delivering import Deliveries
 from neuraverse.registry.feed import Feed
 from neuraverse.registry.fitting import Fitting
 from neuraverse.registry.publishing import Publisher, Submission
@@ -45,6 +46,7 @@ class Registry:
         self.vault = Vault(self.database, self.store, settings)
         self.access = Access(self.database, is_open=settings.open)
         self.feed = Feed(self.database, self.access)
+        self.deliveries = Deliveries(self.database, self.feed, settings)
         self.fitting = Fitting()
         self._publisher = Publisher(self.database, self.vault, settings)
         self._collector: asyncio.Task[None] | None = None
@@ -74,12 +76,14 @@ class Registry:
         if serving:
             await self.feed.open()
             await self.database.read(self.fitting.load)
+            await self.deliveries.open()
             self.database.listen(self.feed.wake)
             if self.settings.collect_hours:
                 self._collector = asyncio.create_task(self._collecting())
 
     async def close(self) -> None:
         """Send waiting readers home and let go of everything."""
+        await self.deliveries.close()
         await self.feed.close()
         if self._collector is not None:
             self._collector.cancel()

@@ -304,6 +304,8 @@ def test_robots(alice, person, make_skill, tmp_path):
     alice("publish", skill.path)
     robot("keys", "trust", alice.home / "keys" / "default" / "public.pem", "--org", "acme")
     robot("verify", "acme/weld-seam")
+    assert [each["robot"] for each in as_json(alice, "robot", "list", "acme")] == ["acme/arm-7"]
+    assert "never" in alice("robot", "list", "acme").out
     assert "may not" in robot("token", "make", "more", code=1).error
     assert "may not" in robot("org", "invite", "acme", code=1).error
     code = alice("org", "invite", "acme", "--role", "owner").text
