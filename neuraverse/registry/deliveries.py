@@ -15,6 +15,7 @@ import hashlib
 import hmac
 import json
 import random
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -111,16 +112,21 @@ def message(row: Row[Any], name: str, body: bytes) -> dict[str, str]:
         name: The message's id, the same each time that it is sent.
         body: What is sent.
     """
-    at = str(int(datetime.now(UTC).timestamp()))
-    key = base64.b64decode(row.secret.removeprefix(SECRET))
-    signed = hmac.digest(key, b".".join((name.encode(), at.encode(), body)), hashlib.sha256)
+    at = str(int(time.time()))
     return {
         "Content-Type": "application/json",
         "User-Agent": "neuraverse",
         "webhook-id": name,
         "webhook-timestamp": at,
-        "webhook-signature": f"v1,{base64.b64encode(signed).decode()}",
+        "webhook-signature": signature(row.secret, name, at, body),
     }
+
+
+def signature(secret: str, name: str, at: str, body: bytes) -> str:
+    """The signature of a message; `at` are seconds since 1970."""
+    key = base64.b64decode(secret.removeprefix(SECRET))
+    signed = hmac.digest(key, b".".join((name.encode(), at.encode(), body)), hashlib.sha256)
+    return f"v1,{base64.b64encode(signed).decode()}"
 
 
 def as_json(plain: Mapping[str, Any]) -> bytes:
