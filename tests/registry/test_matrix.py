@@ -178,6 +178,13 @@ RULES = {
     ("POST", "/v1/orgs/{org}/rollouts/{rollout}/steps"): org(
         "fleet", (404,), rollout=NONE_ID, request=body(to="end")
     ),
+    # Webhooks; of an organisation that is not there, so that nothing is ever sent.
+    ("GET", "/v1/orgs/{org}/webhooks"): org("admin"),
+    ("POST", "/v1/orgs/{org}/webhooks"): org("admin", request=body(url="https://1.1.1.1/", org="nowhere")),
+    ("DELETE", "/v1/orgs/{org}/webhooks/{webhook}"): org("admin", (404,), webhook=NONE_ID),
+    ("GET", "/v1/orgs/{org}/webhooks/{webhook}/dead-letters"): org("admin", (404,), webhook=NONE_ID),
+    ("POST", "/v1/orgs/{org}/webhooks/{webhook}/dead-letters/retry"): org("admin", (404,), webhook=NONE_ID),
+    ("POST", "/v1/orgs/{org}/webhooks/{webhook}/test"): org("admin", (404,), webhook=NONE_ID),
     ("GET", "/v1/orgs/{org}/keys"): org("read"),
     ("POST", "/v1/orgs/{org}/keys"): org("admin", request=lambda w: body(public_key=w.pem)),
     ("DELETE", "/v1/orgs/{org}/keys/{fingerprint}"): org("admin", (404,), fingerprint=NONE_HEX),
