@@ -11,7 +11,7 @@ from benchmarks.harness import ROUNDS, Options, say
 from neuraverse.errors import MissingExtraError, NeuraverseError, UsageError
 
 # Each is a module of this package with `measure(options) -> Report`.
-NAMES = ("sim", "train", "policy", "weld", "registry", "fleet")
+NAMES = ("sim", "train", "policy", "weld", "registry", "fleet", "search")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     name, file = given.pop("name"), given.pop("json")
     quick, rounds = given.pop("quick"), given.pop("rounds")
     try:
-        options = Options(quick=quick, rounds=_rounds(rounds, quick), extra=given)
+        options = Options(quick=quick, rounds=_rounds(rounds, quick), extra=given | {"json": file})
         if file is not None and not file.parent.is_dir():
             raise UsageError(f"--json {file}: there is no folder {file.parent}", remedy="make it first")
         report = importlib.import_module(f"benchmarks.{name}").measure(options)

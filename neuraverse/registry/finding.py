@@ -8,14 +8,15 @@ other change makes a page repeat or leave out one.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection, Select, bindparam, select
 
 from neuraverse.interface import Offer
 from neuraverse.registry import events
@@ -24,7 +25,6 @@ from neuraverse.registry.fitting import Fitting
 from neuraverse.registry.index import field_score
 from neuraverse.registry.limits import MAX_COUNTED, MAX_FACET_VALUES
 from neuraverse.registry.listing import (
-    BLOCK,
     EVERYBODY,
     LAST_TIE,
     SHELF,
@@ -39,30 +39,31 @@ from neuraverse.registry.listing import (
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.tables import listings, postings, skills, standings, versions
 
+Flags = npt.NDArray[np.bool_]
 CURSOR_PATTERN = "^([0-9a-f]{8}-[0-9]{1,19})?$"
 COUNTED = ("task", "interface", "robot", "tag", "license", "org")
 _FEW_SHELVES = 32  # up to so many are asked for one by one, else all of their scopes
+_AT_ONCE = 16  # shelves
 _LAST = 2**63 - 1
 _POSTINGS = select(postings).where(
     postings.c.scope.in_(bindparam("scopes", expanding=True)),
     postings.c.term.in_(bindparam("terms", expanding=True)),
 )
 _STANDINGS = select(standings).where(standings.c.scope.in_(bindparam("scopes", expanding=True)))
-_STANDINGS = _STANDINGS.order_by(standings.c.scope, standings.c.shelf)
 _SOME_STANDINGS = _STANDINGS.where(standings.c.shelf.in_(bindparam("shelves", expanding=True)))
 _V = versions.c
-_ENTRIES = (
-    select(
-        *(listings.c.rank, skills.c.name, skills.c.visibility, skills.c.org_id),
-        *(_V.version, _V.digest, _V.title, _V.description, _V.robot, _V.interface, _V.facets),
-        *(_V.rate, _V.lower, _V.n, _V.field_n, _V.field_successes, _V.created_at),
-    )
+_SHOWN = (skills.c.name, skills.c.visibility, skills.c.org_id, _V.robot, _V.interface, _V.facets)
+_FACETS = (
+    select(*_SHOWN)
     .select_from(listings)
     .join(versions)
     .join(skills, skills.c.id == listings.c.skill_id)
     .where(listings.c.skill_id.in_(bindparam("skills", expanding=True)))
-    .order_by(listings.c.rank)
 )
+_ENTRIES = _FACETS.add_columns(
+    *(_V.version, _V.digest, _V.title, _V.description, _V.rate, _V.lower, _V.n),
+    *(_V.field_n, _V.field_successes, _V.created_at),
+).order_by(listings.c.rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ def search(
     Raises:
         Problem: 400 the cursor is of another registry.
     """
-    found = _matching(db, caller, asked)
+    found = _find(db, caller, asked)
     answer = _page(db, caller, found, cursor, limit)
     if facets:
         answer["facets"] = _count(db, caller, found)
@@ -132,72 +133,93 @@ def runnable(
     db: Connection, caller: Caller, fitting: Fitting, offer: Offer, asked: Asked, cursor: str, limit: int
 ) -> dict[str, Any]:
     """Of the skills that match, those that a robot can run; else as `search`."""
-    met = fitting.met(db, offer)
-    found = _matching(db, caller, asked)
-    return _page(db, caller, found[np.isin(found["interface"], met)], cursor, limit)
+    found = _find(db, caller, asked, fitting.met(db, offer))
+    return _page(db, caller, found, cursor, limit)
 
 
-def _matching(db: Connection, caller: Caller, asked: Asked) -> npt.NDArray[np.void]:
-    """What stands of all skills that match, in no order; shape (n,), of `STANDING`."""
-    terms = asked.terms()
-    scopes = [EVERYBODY, *([] if caller.account is None else [SIGNED_IN]), *caller.reads]
-    if terms is None:
-        return np.zeros(0, STANDING)
-    found = _with_terms(db, scopes, terms) if terms else _standings(db, scopes)
-    return found[found["rank"] <= rank_of(asked.success, LAST_TIE)]
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Where skills stand that match.
+
+    Attributes:
+        shelves: Rows of `standings`, those with the best rank first.
+        having: By scope and shelf, the places that have all terms; shape (SHELF,). None if all have.
+        met: What `Fitting.met` gives; None if any interface will do.
+        worst: Only ranks up to this one.
+    """
+
+    shelves: list[Any]
+    having: dict[tuple[int, int], Flags] | None
+    met: Flags | None
+    worst: int
 
 
-def _with_terms(db: Connection, scopes: Sequence[int], terms: Sequence[int]) -> npt.NDArray[np.void]:
-    """What stands of the skills that have all terms: bits are intersected, then their shelves are read."""
+def _find(db: Connection, caller: Caller, asked: Asked, met: Flags | None = None) -> _Found:
+    terms, scopes = asked.terms(), [EVERYBODY, *caller.reads]
+    if caller.account is not None:
+        scopes.append(SIGNED_IN)
+    having = _having(db, scopes, terms) if terms else None
+    shelves: list[Any] = []
+    if having is None:
+        shelves += db.execute(_STANDINGS, {"scopes": _padded(scopes)}) if terms is not None else ()
+    elif having:
+        in_scopes, at = {scope for scope, _ in having}, {shelf for _, shelf in having}
+        few = len(at) <= _FEW_SHELVES
+        given = {"scopes": _padded(list(in_scopes))} | ({"shelves": _padded(list(at))} if few else {})
+        rows = db.execute(_SOME_STANDINGS if few else _STANDINGS, given)
+        shelves += [row for row in rows if (row.scope, row.shelf) in having]
+    shelves.sort(key=attrgetter("best"))
+    return _Found(shelves=shelves, having=having, met=met, worst=rank_of(asked.success, LAST_TIE))
+
+
+def _having(db: Connection, scopes: Sequence[int], terms: Sequence[int]) -> dict[tuple[int, int], Flags]:
+    """Shelves on which some skill has all terms, and the places of these."""
     held: dict[tuple[int, int], list[bytes]] = defaultdict(list)
     for row in db.execute(_POSTINGS, {"scopes": _padded(scopes), "terms": _padded(terms)}):
         held[row.scope, row.block].append(row.places)
-    places: dict[int, list[npt.NDArray[np.intp]]] = defaultdict(list)
-    for (scope, block), each in sorted(held.items()):
+    found = {}
+    for (scope, block), each in held.items():
         if len(each) == len(terms):
-            common = np.flatnonzero(np.unpackbits(reduce(np.bitwise_and, map(bits, each))))
-            if len(common):
-                places[scope].append(common + block * BLOCK)
-    return _standings(db, list(places), {scope: np.concatenate(each) for scope, each in places.items()})
+            common = np.unpackbits(reduce(np.bitwise_and, map(bits, each))).view(np.bool_)
+            shelves = common.reshape(-1, SHELF)
+            for i in np.flatnonzero(shelves.any(axis=1)).tolist():
+                found[scope, block * len(shelves) + i] = shelves[i]
+    return found
 
 
-def _standings(
-    db: Connection, scopes: Sequence[int], places: Mapping[int, npt.NDArray[np.intp]] | None = None
-) -> npt.NDArray[np.void]:
-    """What stands at places of scopes; at all of them, if `places` is not given."""
-    if not scopes:
-        return np.zeros(0, STANDING)
-    asked: dict[str, Sequence[int]] = {"scopes": _padded(scopes)}
-    query = _STANDINGS
-    if places is not None:
-        shelves = sorted({int(shelf) for each in places.values() for shelf in np.unique(each // SHELF)})
-        if len(shelves) <= _FEW_SHELVES:
-            query, asked["shelves"] = _SOME_STANDINGS, _padded(shelves)
-    rows: dict[int, list[Row[Any]]] = defaultdict(list)
-    for row in db.execute(query, asked):
-        rows[row.scope].append(row)
-    found = []
-    for scope, held in rows.items():
-        standing = np.frombuffer(b"".join([row.places for row in held]), STANDING)
-        if places is not None:
-            wanted = places[scope]
-            # Only the last shelf of a scope is not full, so each of those that were read begins at a
-            # multiple of their size.
-            at = np.searchsorted([row.shelf for row in held], wanted // SHELF)
-            standing = standing[at * SHELF + wanted % SHELF]
-        found.append(standing)
-    return np.concatenate(found) if found else np.zeros(0, STANDING)
+def _best(found: _Found, after: int, count: int) -> npt.NDArray[np.void]:
+    """What stands of the best behind a rank, at most `count`, in their order; of `STANDING`.
+
+    Shelves are looked through in the order of their best, some at a time, until no other one can be among
+    them: for words that many skills have, these are few.
+    """
+    best, worst = np.zeros(0, STANDING), found.worst
+    for i in range(0, len(found.shelves), _AT_ONCE):
+        some = found.shelves[i : i + _AT_ONCE]
+        if some[0].best > worst:
+            break
+        standing = np.frombuffer(b"".join([row.places for row in some]), STANDING)
+        good = (standing["rank"] > after) & (standing["rank"] <= worst)
+        if found.having is not None:
+            flags = [
+                found.having[row.scope, row.shelf][: len(row.places) // STANDING.itemsize] for row in some
+            ]
+            good &= np.concatenate(flags)
+        if found.met is not None:
+            good &= found.met[np.minimum(standing["interface"], len(found.met) - 1)]
+        best = np.concatenate((best, standing[good]))
+        if len(best) > count:
+            best = best[np.argpartition(best["rank"], count - 1)[:count]]
+            worst = int(best["rank"].max())
+    return best[np.argsort(best["rank"])]
 
 
-def _page(
-    db: Connection, caller: Caller, found: npt.NDArray[np.void], cursor: str, limit: int
-) -> dict[str, Any]:
-    after = _after(db, cursor)
-    best = _best(found[found["rank"] > after], limit + 1)
+def _page(db: Connection, caller: Caller, found: _Found, cursor: str, limit: int) -> dict[str, Any]:
+    best = _best(found, _after(db, cursor), limit + 1)
     page = best[:limit]
     more = len(best) > limit
     return {
-        "skills": [_entry(row) for row in _entries(db, caller, page)],
+        "skills": [_entry(row) for row in _rows(db, caller, _ENTRIES, page)],
         "next": events.cursor(events.mark(db), int(page[-1]["rank"])) if more else None,
     }
 
@@ -218,51 +240,52 @@ def _after(db: Connection, cursor: str) -> int:
     return min(int(rank), _LAST)
 
 
-def _best(found: npt.NDArray[np.void], count: int) -> npt.NDArray[np.void]:
-    """Those with the best ranks, in their order."""
-    if len(found) > count:
-        found = found[np.argpartition(found["rank"], count - 1)[:count]]
-    return found[np.argsort(found["rank"])]
-
-
-def _entries(db: Connection, caller: Caller, best: npt.NDArray[np.void]) -> list[Any]:
-    """Rows of skills, the best first."""
+def _rows(db: Connection, caller: Caller, query: Select[Any], best: npt.NDArray[np.void]) -> list[Any]:
+    """Rows of skills that were found."""
     if not len(best):
         return []
-    rows = db.execute(_ENTRIES, {"skills": _padded(best["skill"].tolist())})
+    rows = db.execute(query, {"skills": _padded(best["skill"].tolist())})
     return [row for row in rows if caller.sees(row)]  # which the index has seen to; should it ever fail
 
 
 def _entry(row: Any) -> dict[str, Any]:
     """A skill as a search tells it."""
-    plain = ("name", "version", "digest", "title", "description", "robot", "rate", "lower", "n")
+    proven = Evidence.of(row)
     return {
-        **{name: getattr(row, name) for name in plain},
+        "name": row.name,
+        "version": row.version,
+        "digest": row.digest,
+        "title": row.title,
+        "description": row.description,
+        "robot": row.robot,
+        "rate": row.rate,
+        "lower": row.lower,
+        "n": row.n,
         "created": row.created_at,
         "interface": row.interface,
         "task": row.facets["task"],
         "license": row.facets["license"],
         "tags": row.facets["tags"],
         "visibility": row.visibility,
-        "evidence": asdict(Evidence.of(row)),
+        "evidence": {"bound": proven.bound, "n": proven.n, "source": proven.source},
         "field": field_score(row.field_successes, row.field_n) if row.field_n else None,
     }
 
 
-def _count(db: Connection, caller: Caller, found: npt.NDArray[np.void]) -> dict[str, Any]:
+def _count(db: Connection, caller: Caller, found: _Found) -> dict[str, Any]:
     """How many of the best skills have each value of a facet."""
+    best = _best(found, -1, MAX_COUNTED + 1)
+    counted = best[:MAX_COUNTED]
     counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
-    counted = 0
-    for row in _entries(db, caller, _best(found, MAX_COUNTED)):
-        counted += 1
-        for name in ("robot", "interface"):
-            counts[name][getattr(row, name)] += 1
-        for name in ("task", "license"):
-            counts[name][row.facets[name]] += 1
-        counts["tag"].update(set(row.facets["tags"]))
+    for row in _rows(db, caller, _FACETS, counted):
         counts["org"][row.name.partition("/")[0]] += 1
+        counts["robot"][row.robot] += 1
+        counts["interface"][row.interface] += 1
+        counts["task"][row.facets["task"]] += 1
+        counts["license"][row.facets["license"]] += 1
+        counts["tag"].update(set(row.facets["tags"]))
     values = {name: dict(each.most_common(MAX_FACET_VALUES)) for name, each in counts.items()}
-    return {"counted": counted, "cut": len(found) > counted, "values": values}
+    return {"counted": len(counted), "cut": len(best) > len(counted), "values": values}
 
 
 def _padded(values: Sequence[int]) -> list[int]:

@@ -83,9 +83,12 @@ class Fitting:
     def __init__(self) -> None:
         self._known = _Known.of(())
 
-    def met(self, db: Connection, offer: Offer) -> npt.NDArray[np.int64]:
-        """Ids of the interfaces that a robot can supply, ascending."""
-        return np.concatenate([part.met(offer) for part in self._parts(db)])
+    def met(self, db: Connection, offer: Offer) -> npt.NDArray[np.bool_]:
+        """Whether a robot can supply each interface, by its id; the last is False, for all others."""
+        ids = np.concatenate([part.met(offer) for part in self._parts(db)])
+        found = np.zeros(max(ids, default=0) + 2, np.bool_)
+        found[ids] = True
+        return found
 
     def load(self, db: Connection) -> None:
         """Read those that are not in memory yet."""

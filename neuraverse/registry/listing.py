@@ -315,12 +315,14 @@ def _stand(db: Connection, scope: int, place: int, standing: tuple[int, int, int
         found = found[:at]
     else:
         found = np.concatenate((found[:at], np.array([standing], STANDING), found[at + 1 :]))
-    if held is None:
-        db.execute(insert(standings), {"scope": scope, "shelf": shelf, "places": found.tobytes()})
-    elif len(found):
-        db.execute(update(standings).where(here).values(places=found.tobytes()))
-    else:
+    if not len(found):
         db.execute(delete(standings).where(here))
+        return
+    values = {"best": int(found["rank"].min()), "places": found.tobytes()}
+    if held is None:
+        db.execute(insert(standings), {"scope": scope, "shelf": shelf, **values})
+    else:
+        db.execute(update(standings).where(here).values(values))
 
 
 def complete(db: Connection) -> None:
@@ -386,10 +388,12 @@ def _list(db: Connection, scope: int) -> None:
         key = {"scope": scope, "block": block}
         packed = [{**key, "term": each, "places": pack(np.array(at))} for each, at in sorted(marked.items())]
         db.execute(insert(postings), packed)
-        shelves = [
-            {"scope": scope, "shelf": (first + at) // SHELF, "places": standing[at : at + SHELF].tobytes()}
-            for at in range(0, len(rows), SHELF)
-        ]
+        shelves = []
+        for at in range(0, len(rows), SHELF):
+            those = standing[at : at + SHELF]
+            best = int(those["rank"].min())
+            key = {"scope": scope, "shelf": (first + at) // SHELF}
+            shelves.append({**key, "best": best, "places": those.tobytes()})
         db.execute(insert(standings), shelves)
         block += 1
 

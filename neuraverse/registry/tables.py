@@ -227,6 +227,7 @@ standings = Table(
     metadata,
     Column("scope", BigInteger, primary_key=True, autoincrement=False),
     Column("shelf", Integer, primary_key=True, autoincrement=False),
+    Column("best", BigInteger, nullable=False),  # rank on it
     Column("places", LargeBinary, nullable=False),
 )
 

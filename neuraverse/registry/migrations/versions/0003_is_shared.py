@@ -137,6 +137,7 @@ _NEW.append(
         _METADATA,
         sa.Column("scope", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("shelf", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("best", sa.BigInteger, nullable=False),
         sa.Column("places", sa.LargeBinary, nullable=False),
     )
 )
