@@ -304,13 +304,7 @@ def add_robot(
     _give(out, made, f"the robot {made['robot']} has an account")
 
 
-def list_robots(
-    org: Annotated[
-        str, typer.Argument(metavar="ORG", help="The organisation, such as acme.", show_default=False)
-    ],
-    registry: options.Registry = None,
-    json: options.Json = None,
-) -> None:
+def list_robots(org: options.Org, registry: options.Registry = None, json: options.Json = None) -> None:
     """List an organisation's robots, and when each was heard of last."""
     from neuraverse.client import accounts
 

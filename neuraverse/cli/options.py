@@ -45,6 +45,11 @@ Registry = Annotated[
 ]
 
 
+Org = Annotated[
+    str, typer.Argument(metavar="ORG", help="The organisation, such as acme.", show_default=False)
+]
+
+
 class Visibility(StrEnum):
     """Who may see a skill."""
 

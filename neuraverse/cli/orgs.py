@@ -10,17 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from neuraverse.cli import options
+from neuraverse.cli import options, webhooks
 from neuraverse.cli.accounts import HOURS
-from neuraverse.cli.options import SHARE, Visibility, group
+from neuraverse.cli.options import SHARE, Org, Visibility, group
 from neuraverse.cli.output import Out, note
 from neuraverse.errors import IntegrityError, UsageError
 
 _UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _DEFAULT = "default"
-Org = Annotated[
-    str, typer.Argument(metavar="ORG", help="The organisation, such as acme.", show_default=False)
-]
 Account = Annotated[
     str, typer.Argument(metavar="ACCOUNT", help="The member's account, such as alice.", show_default=False)
 ]
@@ -61,6 +58,7 @@ def add_to(app: typer.Typer) -> None:
         ("remove", remove_key, f"acme {'3f' * 32}"),
     )
     org.add_typer(key, name="key")
+    org.add_typer(webhooks.commands(), name="webhook")
     app.add_typer(org, name="org", rich_help_panel=SHARE)
 
 

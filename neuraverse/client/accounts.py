@@ -1,4 +1,4 @@
-"""Signing in, organisations, members, robots, tokens and keys, asked of a registry.
+"""Signing in, organisations, members, robots, tokens, keys and webhooks, asked of a registry.
 
 Each function is one request. What may be done is the registry's to say; what it answers is checked as far as
 anybody reads it, and the rest is handed on.
@@ -219,6 +219,54 @@ def remove_key(registry: Transport, org: str, fingerprint: str) -> None:
     _done(registry, "DELETE", f"{_at(org)}/keys/{fingerprint}")
 
 
+def add_webhook(registry: Transport, org: str, url: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Let events be sent to an address; the answer has the ``secret`` that signs them.
+
+    Args:
+        registry: The registry.
+        org: Whose webhook; it is sent what the organisation sees.
+        url: Where to.
+        wanted: Which events: ``org``, ``skill``, ``interface``, ``types``; all if empty.
+    """
+    made = registry.json("POST", f"{_at(org)}/webhooks", ok=(201,), json={"url": url, **wanted})
+    return checked(made, id=TEXT, url=TEXT, secret=TEXT)
+
+
+def webhooks(registry: Transport, org: str) -> list[dict[str, Any]]:
+    """Webhooks, without their secrets, and how each does."""
+    fields = {"id": TEXT, "url": TEXT, "error": TEXT, "disabled_at": MAYBE_TEXT, "next_at": TEXT}
+    found = registry.json("GET", f"{_at(org)}/webhooks")
+    return rows(found, "webhooks", **fields, attempts=COUNT, dead_letters=COUNT, filters=OBJECT)
+
+
+def remove_webhook(registry: Transport, org: str, webhook: str) -> None:
+    """Send nothing more."""
+    _done(registry, "DELETE", _webhook(org, webhook))
+
+
+def dead_letters(registry: Transport, org: str, webhook: str) -> list[dict[str, Any]]:
+    """Events that were not taken: ``event``, ``attempts``, ``error``, ``at``."""
+    found = registry.json("GET", f"{_webhook(org, webhook)}/dead-letters")
+    letters = rows(found, "dead_letters", event=OBJECT, attempts=COUNT, error=TEXT, at=TEXT)
+    for each in letters:
+        checked(each["event"], id=COUNT, type=TEXT, name=TEXT, version=TEXT)
+    return letters
+
+
+def retry_webhook(registry: Transport, org: str, webhook: str) -> int:
+    """Try each dead letter once more, until one is not taken; how many there are."""
+    answer = registry.json("POST", f"{_webhook(org, webhook)}/dead-letters/retry")
+    return int(checked(answer, retried=COUNT)["retried"])
+
+
+def try_webhook(registry: Transport, org: str, webhook: str) -> str:
+    """Send a message now; why it was not taken, or nothing."""
+    answer = checked(registry.json("POST", f"{_webhook(org, webhook)}/test"), error=TEXT, status=MAYBE_COUNT)
+    return (
+        "" if answer.get("taken") is True else answer["error"] or f"answered with status {answer['status']}"
+    )
+
+
 def label(kind: str, text: str) -> str:
     """`text`, if it can name something of that kind.
 
@@ -235,6 +283,10 @@ def label(kind: str, text: str) -> str:
 
 def _at(org: str) -> str:
     return f"/v1/orgs/{label('organisation', org)}"
+
+
+def _webhook(org: str, webhook: str) -> str:
+    return f"{_at(org)}/webhooks/{_id('webhook', webhook)}"
 
 
 def robot_name(name: str) -> tuple[str, str]:

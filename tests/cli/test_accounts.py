@@ -21,8 +21,9 @@ from typer.testing import CliRunner
 
 from neuraverse.cli.accounts import Scope
 from neuraverse.cli.orgs import Role
+from neuraverse.cli.webhooks import Type
 from neuraverse.client import transport
-from neuraverse.registry import Settings, access, background
+from neuraverse.registry import Settings, access, background, events
 from tests import servers
 
 
@@ -67,7 +68,7 @@ def begun(tmp_path_factory, publisher):
 
 
 def closed_settings(folder):
-    return Settings.load(data=folder / "data", open=False, collect_hours=0)
+    return Settings.load(data=folder / "data", open=False, collect_hours=0, webhook_networks=["127.0.0.0/8"])
 
 
 @pytest.fixture
@@ -120,6 +121,7 @@ def as_json(run, *words, **more):
 def test_roles_and_scopes_are_those_of_the_registry():
     assert {str(scope) for scope in Scope} == set(access.RIGHTS)
     assert {str(role) for role in Role} == set(access.ROLES) - {"robot"}
+    assert tuple(map(str, Type)) == events.TYPES
 
 
 def test_from_the_first_code_to_a_skill_that_others_see(closed, person, make_skill, tmp_path):
@@ -567,3 +569,44 @@ def test_secrets_are_in_the_one_answer_that_gives_them_out(
     for secret in (operator, invitation, token, robot, robot_again, *logins):
         assert secret not in records
         assert access.digest(secret) not in answers + records
+
+
+NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
+
+
+def test_webhooks(alice, bob, answering):
+    good, bad = answering(NO_CONTENT), answering(b"HTTP/1.1 500 Oh\r\n\r\n")
+    assert "may not add webhooks" in bob("org", "webhook", "add", "acme", good, code=1).error
+    made = alice("org", "webhook", "add", "acme", good, "--of", "acme", "--type", "published")
+    assert re.fullmatch(r"whsec_\S{44}", made.text)
+    other = as_json(alice, "org", "webhook", "add", "acme", bad)
+    first, second = as_json(alice, "org", "webhook", "list", "acme")
+    assert first["filters"] == {"org": "acme", "skill": "", "interface": "", "types": ["published"]}
+    assert (second["id"], first["id"] in made.err) == (other["id"], True)
+    shown = alice("org", "webhook", "list", "acme").out
+    assert "acme published" in shown
+    assert "fine" in shown
+    assert "whsec_" not in shown
+    assert "taken" in alice("org", "webhook", "test", "acme", first["id"]).out
+    said = alice("org", "webhook", "test", "acme", second["id"], code=1).error
+    assert "the message was not taken: answered with status 500" in said
+    assert as_json(alice, "org", "webhook", "dead", "acme", second["id"]) == []
+    assert "0 events are sent again" in alice("org", "webhook", "retry", "acme", second["id"]).out
+    alice("org", "webhook", "remove", "acme", second["id"])
+    assert "no webhook" in alice("org", "webhook", "dead", "acme", second["id"], code=1).error
+    for url in ("ftp://x", "http://169.254.169.254/latest"):
+        assert alice("org", "webhook", "add", "acme", url, code=1).error
+    assert "is no id of a webhook" in alice("org", "webhook", "remove", "acme", "x", code=2).error
+
+
+def test_dead_letters(closed, alice, make_skill, tmp_path, answering):
+    hook = as_json(alice, "org", "webhook", "add", "acme", answering(NO_CONTENT), "--skill", "acme/nothing")
+    alice("publish", make_skill(tmp_path / "skill").path)
+    closed.change(
+        "INSERT INTO dead_letters SELECT ?, id, 8, 'no answer', '2026-01-01', 0 FROM events", hook["id"]
+    )
+    (letter,) = as_json(alice, "org", "webhook", "dead", "acme", hook["id"])
+    assert (letter["event"]["type"], letter["attempts"], letter["error"]) == ("published", 8, "no answer")
+    assert "acme/weld-seam@1.0.0" in alice("org", "webhook", "dead", "acme", hook["id"]).out
+    assert "1 event is sent again" in alice("org", "webhook", "retry", "acme", hook["id"]).out
+    servers.until(lambda: as_json(alice, "org", "webhook", "dead", "acme", hook["id"]) == [], "the webhook")
