@@ -18,7 +18,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from neuraverse.errors import ConfigError
 
@@ -177,6 +177,8 @@ class Offer:
         action: Signals that the robot accepts.
     """
 
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
+
     robot: str
     max_rate_hz: float
     reach_m: float
@@ -194,6 +196,22 @@ class Offer:
             *(self.max_rate_hz, self.reach_m, self.linear_speed_m_s, self.angular_speed_rad_s),
             self.grip_stroke_m,
         )
+
+    @classmethod
+    def parse(cls, data: bytes | str) -> Self:
+        """Read the JSON of an offer: the attributes by name, each signal with its own.
+
+        Raises:
+            ConfigError: It is none; the message names the field.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            return TypeAdapter(cls).validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "it"
+            raise ConfigError(f"this is no offer of a robot: {where}: {first['msg']}") from error
 
     def digest(self) -> str:
         """SHA-256 over all of it (descriptions left out), as ``sha256:<hex>``: which body it is."""

@@ -29,6 +29,7 @@ _REMEDY = {
     errno.EACCES: "you have no permission there; choose another folder or change its owner",
     errno.EPERM: "you have no permission there; choose another folder or change its owner",
     errno.ENOENT: "check the path",
+    errno.EISDIR: "a folder is there; move it away",
     errno.EMFILE: "too many open files; raise the limit with ulimit -n",
 }
 
@@ -153,6 +154,41 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = 
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def put_link(path: Path, target: Path | str) -> None:
+    """Make a symbolic link, in the place of one that is there: at every instant it is the old or the new one.
+
+    It survives a power cut from then on.
+
+    Args:
+        path: Where; its folder is made if need be.
+        target: What it points to.
+
+    Raises:
+        StorageError: The disk is full, read-only or gone, or a folder is there. What was there still is.
+    """
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    with disk_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.symlink(target, temporary)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def remove_link(path: Path) -> None:
+    """Remove a symbolic link, if there is one, for good.
+
+    Raises:
+        StorageError: The disk is read-only or gone.
+    """
+    with disk_errors("remove", path):
+        path.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 @contextlib.contextmanager

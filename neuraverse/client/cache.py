@@ -5,6 +5,7 @@
         blobs/sha256/<hex>           files by their digest; hard links join them with the skills that use them
         partial/<hex>                a download on its way, locked by whoever writes it; goes on when cut
         refs/                        what references meant (`neuraverse.client.memory`)
+        links/<digest of a path>     points to a link outside that points to a skill, which therefore stays
 
 Nothing appears under ``skills`` or ``blobs`` before it is whole and checked: it is renamed there. The time of
 a skill's folder is when it was last used, and whoever uses it holds a shared lock on it. Whoever pulls holds
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, overload
 
 from neuraverse.client.refs import Resolved
-from neuraverse.storage import disk_errors, read_regular
+from neuraverse.storage import disk_errors, put_link, read_regular
 
 if TYPE_CHECKING:
     from neuraverse.skill import Skill
@@ -119,6 +120,23 @@ class Cache:
             os.utime(skill.path)
         return skill
 
+    def keep_linked(self, link: Path) -> None:
+        """Keep whatever skill `link` points to from being removed, for as long as it does.
+
+        Raises:
+            StorageError: The disk is full, read-only or gone.
+        """
+        name = hashlib.sha256(os.fsencode(link.absolute())).hexdigest()
+        put_link(self.root / "links" / name, link.absolute())
+
+    def linked(self) -> set[str]:
+        """Digests of the skills that links outside point to."""
+        found = set()
+        for path in sorted((self.root / "links").glob("*")):
+            with contextlib.suppress(OSError):  # the link is gone, or no link any more
+                found.add(f"sha256:{Path(os.readlink(os.readlink(path))).name}")
+        return found
+
     def blob(self, sha256: str) -> Path:
         """Where the file with this hex digest lives, whether it is there or not."""
         return self.root / "blobs" / "sha256" / sha256
@@ -195,7 +213,7 @@ class Cache:
             shutil.rmtree(grave, ignore_errors=True)
 
     def remove_skill(self, digest: str) -> Removed | None:
-        """Remove a skill, unless somebody uses it, or pulls it or one that shares its lock.
+        """Remove a skill, unless somebody uses or links to it, or pulls it or one that shares its lock.
 
         Returns:
             What that freed; None if it is in use.
@@ -204,6 +222,8 @@ class Cache:
             StorageError: The disk is read-only or gone.
         """
         path = self.skill(digest)
+        if digest in self.linked():
+            return None
         with disk_errors("remove", path):
             self._lock_of(digest).parent.mkdir(parents=True, exist_ok=True)
             lock = _locked(self._lock_of(digest), wait=False)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from neuraverse.client.refs import printable
 from neuraverse.errors import UsageError
 from neuraverse.interface import UNITS
 
@@ -97,41 +98,23 @@ def report(
         pass
 
 
-def install(
-    transport: Transport,
-    follows: str,
-    state: State,
-    *,
-    version: str | None = None,
-    digest: str | None = None,
-    reason: str = "",
+def installed(
+    transport: Transport, follows: str, state: State, version: str, digest: str, reason: str
 ) -> None:
-    """Tell what a robot runs.
-
-    Args:
-        transport: The registry, with the robot's token.
-        follows: The reference, ``org/skill@which``.
-        state: ``running`` a version, ``refused`` it, ``left`` it, ``rolled-back`` from it, or ``stopped``.
-        version: The one that this is about.
-        digest: Its digest.
-        reason: Why.
-
-    Raises:
-        NetworkError: The registry could not be asked.
-        RegistryError: It refused: the token is no robot's, or the registry too old to be told.
-    """
-    body = {"follows": follows, "version": version, "digest": digest, "state": state, "reason": reason}
+    """Tell what a robot runs; see `Client.installed`."""
+    body = {
+        "follows": follows,
+        "version": version or None,
+        "digest": digest or None,
+        "state": state,
+        "reason": printable(reason),
+    }
     with transport.stream("PUT", "/v1/fleet/installs", json=body, ok=(204,)):
         pass
 
 
 def is_robot(transport: Transport) -> bool:
-    """Whether the registry takes the token for a robot's.
-
-    Raises:
-        NetworkError: It could not be asked.
-        RegistryError: It does not know the token, or is too old to be asked.
-    """
+    """Whether the registry takes the token for a robot's; see `Client.is_robot`."""
     return bool(transport.token) and transport.json("GET", "/v1/whoami").get("kind") == "robot"
 
 

@@ -6,7 +6,20 @@ Importing it costs little; onnxruntime is loaded with the first policy.
 from __future__ import annotations
 
 from neuraverse.runtime.agent import Refusal, RobotAgent
+from neuraverse.runtime.install import Change, Installer, Reporter
+from neuraverse.runtime.linked import Linked
 from neuraverse.runtime.loop import LoopReport, Source, run
 from neuraverse.runtime.stage import stage
 
-__all__ = ["LoopReport", "Refusal", "RobotAgent", "Source", "run", "stage"]
+__all__ = [
+    "Change",
+    "Installer",
+    "Linked",
+    "LoopReport",
+    "Refusal",
+    "Reporter",
+    "RobotAgent",
+    "Source",
+    "run",
+    "stage",
+]

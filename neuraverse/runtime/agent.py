@@ -2,10 +2,10 @@
 
     event (a hint) → resolve → pull (digest, signature, trust, interface) → stage (dry run) → on_skill → swap
 
-A swap replaces one reference, so that it falls between two ticks; a tick never sees half of it. Whatever is
-refused, and why, is logged and told to `on_refusal`; the robot goes on with what it has. Only what its
-publisher revoked it leaves: for the last good one in the cache, else it stops acting. Without a network it
-begins with what it had. No decision is made by the clock.
+Whatever is refused, and why, is logged and told to `on_refusal`; the robot goes on with what it has, and does
+not try that again before the reference has meant something else. Only what its publisher revoked it leaves:
+for the last good one in the cache, else it stops acting. Without a network it begins with what it had. No
+decision is made by the clock.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from neuraverse.client import Client, Ref, Resolved
 from neuraverse.errors import (
@@ -28,18 +27,19 @@ from neuraverse.errors import (
     StorageError,
     UsageError,
 )
+from neuraverse.runtime.holder import Holder, Running
 from neuraverse.runtime.stage import stage
 
 if TYPE_CHECKING:
     from neuraverse.client import Kept
     from neuraverse.interface import Offer
-    from neuraverse.policy import Policy
     from neuraverse.skill import Skill
     from neuraverse.trust import KeyStore
 
 log = logging.getLogger("neuraverse.runtime")
 _FIRST_PAUSE_S = 0.5
 _MAX_PAUSE_S = 30.0
+_MOST_FAILED = 1000  # skills that are remembered as refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +62,21 @@ class Refusal:
         return str(self.error)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Running:
-    skill: Skill
-    policy: Policy
-
-
-class RobotAgent:
+class RobotAgent(Holder):
     """Follows one skill for one robot. Use it as a context manager, or call `start` and `stop`.
 
     Args:
         client: The registry. The agent uses it from its own thread.
         store: Keys that this robot trusts; those of the client's home if None.
-        offer: What this robot can supply.
+        offer: What this robot can supply; None skips the question whether a skill fits.
         follow: ``org/skill`` for the latest version, or ``org/skill@alias``.
         on_skill: Called with each skill that passed every check, before it is swapped in. If it raises, the
             skill is refused; so this is also the place to probe it.
         on_refusal: Called with each refusal.
+        on_kept: Called with the skill that acts, when it is what the reference means already.
+
+    Attributes:
+        meant: Digest of what the reference meant when the registry was last asked; empty before that.
 
     Raises:
         UsageError: `follow` is malformed or a digest, which never changes.
@@ -88,12 +86,14 @@ class RobotAgent:
         self,
         client: Client,
         store: KeyStore | None,
-        offer: Offer,
+        offer: Offer | None,
         *,
         follow: str,
         on_skill: Callable[[Skill], None] | None = None,
         on_refusal: Callable[[Refusal], None] | None = None,
+        on_kept: Callable[[Skill], None] | None = None,
     ) -> None:
+        super().__init__()
         self._ref = Ref.parse(follow)
         if self._ref.digest:
             raise UsageError(
@@ -104,44 +104,24 @@ class RobotAgent:
         self._offer = offer
         self._on_skill = on_skill
         self._on_refusal = on_refusal
-        self._running: _Running | None = None
-        self._left = ""  # why the last skill does not act any more
-        self._tried = ""  # digest of the last skill that the reference meant
+        self._on_kept = on_kept
+        self._robot = "this robot" if offer is None else offer.robot
+        self.meant = ""
+        self._tried = ""  # the same, if it was tried now
+        self._failed: dict[str, Exception] = {}  # why skills were refused, by digest
         self._behind = False  # whether the reference may mean something else by now
-        self._first = threading.Event()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
 
-    @property
-    def skill(self) -> Skill | None:
-        """The skill that acts now; None before the first."""
-        running = self._running
-        return running.skill if running else None
-
-    def step(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The action of the skill that acts now.
-
-        A skill that its publisher revoked acts no more, even if there is none to take its place.
-
-        Args:
-            observation: One array per signal that the robot offers, by name, in SI units; those that
-                the skill does not read are left out.
+    def resume(self, digest: str) -> Skill:
+        """Go on with a skill that was taken before, by another agent perhaps, without asking the registry.
 
         Raises:
-            UsageError: There is no skill yet.
-            ObservationError: A signal is missing, misshapen or not finite.
+            RevokedError: It was revoked when the registry was last asked.
+            NetworkError: It is not in the cache any more, whole and signed by a trusted key.
+            NeuraverseError: It does not fit the robot, or does not run.
         """
-        running = self._running
-        if running is None:
-            raise UsageError(
-                self._left or "the agent has no skill yet", remedy="wait for one with agent.wait()"
-            )
-        wanted = (signal.name for signal in running.skill.interface.observation)
-        return running.policy({name: observation[name] for name in wanted if name in observation})
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Whether there is a skill, within `timeout_s` seconds."""
-        return self._first.wait(timeout_s)
+        skill = self._client.pull(digest, offer=self._offer, trust=self._store, offline=True)
+        self._swap(Running(skill=skill, policy=stage(skill)))
+        return skill
 
     def update(self) -> bool:
         """Take what the followed reference means now, if it is new and good.
@@ -171,19 +151,36 @@ class RobotAgent:
         try:
             found = self._client.resolve(self._ref)
             self._behind = not found.fresh
+            if found.digest != self.meant:
+                self.meant = found.digest
+                self._failed.pop(found.digest, None)
             held = self.skill
             if held is not None and held.digest == found.digest:
+                if self._on_kept is not None:
+                    self._on_kept(held)
                 return False
             self._leave_if_revoked()  # now: the new one may take long to come
             ref, self._tried = found.ref, found.digest
+            if found.digest in self._failed:
+                raise self._failed[found.digest].with_traceback(None)
             self._take(found)
         except (NetworkError, StorageError):
             raise
         except Exception as error:
-            if self._tried or not isinstance(error, NotFoundError):  # that there is nothing yet is no refusal
+            if self._stop.is_set():  # whatever fails then is nobody's fault
+                raise
+            if self._tried and self._tried not in self._failed:
+                self._fail(self._tried, error)
                 self._refuse(Refusal(ref=ref, digest=self._tried, error=error))
+            elif not self._tried and not isinstance(error, NotFoundError):  # nothing there yet is no refusal
+                self._refuse(Refusal(ref=ref, digest="", error=error))
             raise
         return True
+
+    def _fail(self, digest: str, error: Exception) -> None:
+        if len(self._failed) >= _MOST_FAILED:
+            self._failed.clear()
+        self._failed[digest] = error
 
     def _take(self, found: Resolved) -> None:
         """Swap a skill in, if it is good."""
@@ -191,9 +188,8 @@ class RobotAgent:
         policy = stage(skill)
         if self._on_skill is not None:
             self._on_skill(skill)
-        self._running, self._left = _Running(skill=skill, policy=policy), ""
-        self._first.set()
-        log.info("%s runs %s (%s)", self._offer.robot, skill.ref, skill.digest)
+        self._swap(Running(skill=skill, policy=policy))
+        log.info("%s runs %s (%s)", self._robot, skill.ref, skill.digest)
         try:
             self._client.flush(skill, self._ref)  # to start again with after a power cut, without a network
         except StorageError as error:
@@ -207,8 +203,7 @@ class RobotAgent:
         try:
             self._client.resolve(held.ref)
         except RevokedError as error:
-            self._running, self._left = None, error.message
-            self._first.clear()
+            self._leave(error.message)
             self._refuse(Refusal(ref=held.ref, digest=held.digest, error=error))
         except NeuraverseError:
             pass
@@ -218,16 +213,20 @@ class RobotAgent:
         from neuraverse.versions import parse_range
 
         for each in self._client.cached(self._ref.name):
-            if each.digest == self._tried or self._ref.is_exact:
+            if each.digest == self._tried or each.digest in self._failed or self._ref.is_exact:
                 continue
+            found: Resolved | None = None
             try:
                 if self._ref.is_range and not parse_range(self._ref.which).allows(each.version):
                     continue
-                self._take(self._still(each))
+                found = self._still(each)
+                self._take(found)
             except Exception as error:
-                log.debug("%s: not %s either: %s", self._offer.robot, each.ref, error)
+                log.debug("%s: not %s either: %s", self._robot, each.ref, error)
+                if found is not None and not isinstance(error, (NetworkError, StorageError)):
+                    self._fail(each.digest, error)
             else:
-                log.warning("%s falls back to %s", self._offer.robot, each.ref)
+                log.warning("%s falls back to %s", self._robot, each.ref)
                 return True
         return False
 
@@ -241,30 +240,6 @@ class RobotAgent:
             raise ConflictError(f"{held.ref} is {found.state}")
         return found
 
-    def start(self) -> None:
-        """Follow in a thread of its own.
-
-        Raises:
-            UsageError: It was started before.
-        """
-        if self._thread is not None:
-            raise UsageError("the agent was started before", remedy="make a new one")
-        self._thread = threading.Thread(target=self._follow, name="neuraverse-agent", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop following; the skill goes on acting."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def _follow(self) -> None:
         failures = 0
         while not self._stop.is_set():
@@ -275,7 +250,7 @@ class RobotAgent:
                 for _ in self._client.watch(cursor, self._ref.name, self._stop):
                     self._settle()
             except Exception as error:  # whatever it is: a robot that stops listening misses all that follows
-                log.warning("%s: %s", self._offer.robot, error)
+                log.warning("%s: %s", self._robot, error)
                 failures += 1
                 if failures == 1 and self._running is None:  # begin with what is here
                     with contextlib.suppress(Exception):
@@ -291,10 +266,10 @@ class RobotAgent:
                 if not self._behind:
                     return
             except NotFoundError as error:
-                log.info("%s waits: %s", self._offer.robot, error)
+                log.info("%s waits: %s", self._robot, error)
                 return
             except (NetworkError, StorageError) as error:
-                log.warning("%s: %s", self._offer.robot, error)
+                log.warning("%s: %s", self._robot, error)
             except Exception:  # told in update; a robot goes on with what it has
                 log.debug("refused", exc_info=True)
                 return
@@ -302,7 +277,8 @@ class RobotAgent:
             self._pause(failures)
 
     def _refuse(self, refusal: Refusal) -> None:
-        log.warning("%s refuses %s: %s", self._offer.robot, refusal.ref, refusal.reason)
+        level = logging.WARNING if self._on_refusal is None else logging.INFO
+        log.log(level, "%s refuses %s: %s", self._robot, refusal.ref, refusal.reason)
         if self._on_refusal is not None:
             self._on_refusal(refusal)
 

@@ -11,8 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from neuraverse.client import Client, Measured, Resolved, reports
-from neuraverse.client.transport import Transport
+from neuraverse.client import Client, Measured, Resolved
 from neuraverse.errors import NetworkError, NotFoundError, RegistryError, UsageError
 
 DIGEST = "sha256:" + "ab" * 32
@@ -117,8 +116,8 @@ def test_errors_that_cannot_be_are_not_sent(told, offer, name, change, said):
 
 def test_what_a_robot_runs(told):
     client, requests = told
-    reports.install(client._transport, "acme/weld-seam@stable", "running", version="1.0.0", digest=DIGEST)
-    reports.install(client._transport, "acme/weld-seam@stable", "left", reason="revoked")
+    client.installed("acme/weld-seam@stable", "running", version="1.0.0", digest=DIGEST)
+    client.installed("acme/weld-seam@stable", "left", reason="revoked")
     assert [(r.method, r.url.path) for r in requests] == [("PUT", "/v1/fleet/installs")] * 2
     assert [json.loads(r.content) for r in requests] == [
         {
@@ -141,15 +140,16 @@ def test_what_a_robot_runs(told):
 @pytest.mark.parametrize(
     ("status", "error"), [(404, NotFoundError), (405, RegistryError), (429, NetworkError)]
 )
-def test_an_older_registry_and_a_busy_one(offer, status, error):
+def test_an_older_registry_and_a_busy_one(tmp_path, status, error):
     def answer(_):
         problem = httpx.ByteStream(b'{"detail": "Not Found", "remedy": ""}')
         return httpx.Response(status, headers={"content-type": "application/problem+json"}, stream=problem)
 
     with httpx.Client(transport=httpx.MockTransport(answer)) as http:
-        transport = Transport("http://registry", http, "nvt_robot")
-        with pytest.raises(error):
-            reports.install(transport, "acme/weld-seam@stable", "running")
-        with pytest.raises(error):
-            reports.is_robot(transport)
-        assert not reports.is_robot(Transport("http://registry", http))
+        with Client("http://registry", home=tmp_path, http=http, token="nvt_robot") as client:
+            with pytest.raises(error):
+                client.installed("acme/weld-seam@stable", "running")
+            with pytest.raises(error):
+                client.is_robot()
+        with Client("http://registry", home=tmp_path, http=http) as client:
+            assert not client.is_robot()
