@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from neuraverse.manifest import SkillManifest
     from neuraverse.skill import Skill
 
+_NEAR = 200  # skills of the same organisation, and as many of all, that a misspelt name is held against
 OWN_TASKS = "neuraverse_envs"
 
 
@@ -41,6 +42,24 @@ def fetch(
         return skill
 
 
+def manifest_of(ref: str, registry: str | None, *, offline: bool = False) -> tuple[SkillManifest, str]:
+    """The manifest behind a reference (a registry's is not verified yet), and one to that very skill."""
+    from neuraverse.client import Client
+    from neuraverse.client.refs import is_path
+    from neuraverse.manifest import SkillManifest
+    from neuraverse.skill import Skill
+    from neuraverse.trust import verify_skill
+
+    if is_path(ref):
+        return Skill.open(Path(ref).expanduser(), admit=verify_skill).manifest, ref
+    with Client(registry) as client:
+        if offline:
+            held = client.pull(ref, offline=True)
+            return held.manifest, held.digest
+        digest = settle(client, ref).digest
+        return SkillManifest.parse(client.manifest(digest)), digest
+
+
 def settle(client: Client, ref: str) -> Resolved:
     """What a reference means now.
 
@@ -54,9 +73,10 @@ def settle(client: Client, ref: str) -> Resolved:
         return client.resolve(ref)
     except NotFoundError:
         name = Ref.parse(ref).name
-        names = [found.name for found in client.search()]
-        if not name or name in names or _exists(client, name):
+        if not name or _exists(client, name):
             raise
+        near = client.search(org=name.partition("/")[0], limit=_NEAR) + client.search(limit=_NEAR)
+        names = {found.name for found in near}
         raise UnknownNameError("skill", name, names) from None
 
 
@@ -127,15 +147,33 @@ def offer_of(manifest: SkillManifest, robot: str, tool: str | None, env: str | N
     Raises:
         ConfigError: The task has no robots.
     """
+    return _offer_in(recipe_for(manifest, env=env, robot=robot, tool=tool).env.id, robot, tool)
+
+
+def offer_here(robot: str, tool: str | None, env: str | None) -> Offer:
+    """What a robot supplies in the cell of a task; without one, in those of all tasks that come along.
+
+    Raises:
+        ConfigError: The task has no robots.
+    """
+    from neuraverse.sim.registration import tasks
+
+    offers = [_offer_in(each, robot, tool) for each in ([env] if env else tasks())]
+    observation = {signal.name: signal for offer in offers for signal in offer.observation}
+    action = {signal.name: signal for offer in offers for signal in offer.action}
+    return dataclasses.replace(
+        offers[0], observation=tuple(observation.values()), action=tuple(action.values())
+    )
+
+
+def _offer_in(env: str, robot: str, tool: str | None) -> Offer:
     from neuraverse.learn import make_env
     from neuraverse.learn.recipe import EnvSettings
 
-    settings = recipe_for(manifest, env=env, robot=robot, tool=tool).env
-    bare = EnvSettings(id=settings.id, robot=robot, kwargs={} if tool is None else {"tool": tool})
-    cell = make_env(bare, 1)
+    cell = make_env(EnvSettings(id=env, robot=robot, kwargs={} if tool is None else {"tool": tool}), 1)
     body, interface = getattr(getattr(cell, "task", None), "robot", None), getattr(cell, "interface", None)
     if body is None or interface is None:
-        raise ConfigError(f"the environment {settings.id} has no robot to choose", remedy="leave out --robot")
+        raise ConfigError(f"the environment {env} has no robot to choose", remedy="leave out the robot")
     offer: Offer = body.offer(interface.observation, interface.action)
     return offer
 

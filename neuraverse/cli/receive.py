@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,19 +10,27 @@ import typer
 
 from neuraverse.cli import options
 from neuraverse.cli.options import RECEIVE, example
-from neuraverse.cli.output import Out, score_json, score_words
+from neuraverse.cli.output import Out, note, score_json, score_words
+from neuraverse.cli.watch import watch
 from neuraverse.errors import ContentError, UsageError
 
 if TYPE_CHECKING:
     from neuraverse.client import Client
     from neuraverse.manifest import Score, SkillManifest
 
+_PLACES = {"field": "the field"}
 _ANCESTORS = 100  # a graph that a publisher made: bounded
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands of this module."""
-    app.command("search", rich_help_panel=RECEIVE, epilog=example("neuraverse search weld ur5e"))(search)
+    app.command(
+        "search",
+        rich_help_panel=RECEIVE,
+        epilog=example(
+            "neuraverse search weld seam", "neuraverse search --tag welding --success 0.9 --runs-on ur5e"
+        ),
+    )(search)
     app.command("list", hidden=True, epilog=example("neuraverse list"))(search)
     app.command("show", rich_help_panel=RECEIVE, epilog=example("neuraverse show acme/weld-seam"))(show)
     app.command(
@@ -35,7 +42,11 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         "watch",
         rich_help_panel=RECEIVE,
-        epilog=example("neuraverse watch acme/weld-seam", "neuraverse watch --after 0"),
+        epilog=example(
+            "neuraverse watch acme/weld-seam",
+            "neuraverse watch --after 0",
+            "neuraverse watch acme/weld-seam@stable --apply --into skills --health ./still-well",
+        ),
     )(watch)
     app.command(
         "pull", rich_help_panel=RECEIVE, epilog=example("neuraverse pull acme/weld-seam@1.0.0 --robot ur5e")
@@ -51,29 +62,89 @@ def search(
     query: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="WORD", help="Words that must all occur; everything without.", show_default=False
+            metavar="WORD", help="Whole words that must all occur; everything without.", show_default=False
         ),
     ] = None,
+    task: Annotated[
+        str, typer.Option("--task", metavar="ID", help="Environment id.", show_default=False)
+    ] = "",
+    robot: Annotated[
+        str, typer.Option("--robot", metavar="NAME", help="Body that it was trained on.", show_default=False)
+    ] = "",
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="TAG", help="May be given again: all must be there.")
+    ] = None,
+    license: Annotated[
+        str, typer.Option("--license", metavar="SPDX", help="Such as Apache-2.0.", show_default=False)
+    ] = "",
+    org: Annotated[
+        str, typer.Option("--org", metavar="ORG", help="Only of this organisation.", show_default=False)
+    ] = "",
+    success: Annotated[
+        float,
+        typer.Option("--success", metavar="RATE", min=0.0, max=1.0, help="Proven at least so far, 0 to 1."),
+    ] = 0.0,
+    interface: Annotated[
+        str, typer.Option("--interface", metavar="DIGEST", help="sha256:HEX of it.", show_default=False)
+    ] = "",
+    runs_on: Annotated[
+        str | None,
+        typer.Option("--runs-on", metavar="ROBOT", help="Only what this robot can run; named as for pull."),
+    ] = None,
+    tool: options.Tool = None,
+    env: Annotated[
+        str | None,
+        typer.Option(
+            "--env",
+            metavar="ID",
+            help="Task whose cell --runs-on stands in; all that come along if not given.",
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="At most so many.")] = 100,
     registry: options.Registry = None,
     json: options.Json = None,
 ) -> None:
-    """Find skills by words in name, title, description, tags, robot or environment; list is the same."""
+    """Find skills by words in name, title, description, tags, robot or task; list is the same.
+
+    The best proven come first: by the 95 % lower bound of success in simulation, or in the field once robots
+    have reported 100 episodes.
+    """
+    from neuraverse.cli.cell import offer_here
     from neuraverse.client import Client
+    from neuraverse.client.finding import Facets
 
     out = Out(json)
+    if runs_on is None and (tool or env):
+        raise UsageError("--tool and --env are for a robot that runs it", remedy="name it with --runs-on")
+    facets = Facets(
+        task=task, robot=robot, tags=tag or (), license=license, org=org, success=success, interface=interface
+    )
+    offer = None if runs_on is None else offer_here(runs_on, tool, env)
     with Client(registry) as client:
-        found = client.search(" ".join(query or ()))
+        words = " ".join(query or ())
+        found = (
+            client.search(words, limit=limit + 1, **facets)
+            if offer is None
+            else client.runnable(offer, words, limit=limit + 1, **facets)
+        )
         url = client.url
     out.table(
-        ("skill", "title", "robot", "success", "95 % lower", "n"),
+        ("skill", "title", "robot", "success", "n", "proven", "in the field"),
         [
-            (f"{s.name}@{s.version}", s.title, s.robot, f"{s.rate:.1%}", f"{s.lower:.1%}", str(s.n))
-            for s in found
+            (
+                *(f"{s.name}@{s.version}", s.title, s.robot, f"{s.rate:.1%}", str(s.n)),
+                f"{s.evidence.bound:.1%} in {_PLACES.get(s.evidence.source, s.evidence.source)}",
+                "" if s.field is None else f"{s.field.successes / s.field.n:.1%} of {s.field.n}",
+            )
+            for s in found[:limit]
         ],
     )
     if not found:
-        out.line(f"no skill at {url} matches" if query else f"no skill at {url} yet")
-    out.json([dataclasses.asdict(s) for s in found])
+        asked = query or offer is not None or any(facets.values())
+        out.line(f"no skill at {url} matches" if asked else f"no skill at {url} yet")
+    if len(found) > limit:
+        note(f"these are the best {limit}; there are more: --limit N")
+    out.json([dataclasses.asdict(s) for s in found[:limit]])
 
 
 def show(ref: options.Ref, registry: options.Registry = None, json: options.Json = None) -> None:
@@ -242,50 +313,6 @@ def _facts(manifest: SkillManifest, field: Score | None) -> list[tuple[str, str]
     ]
 
 
-def watch(
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="ORG/SKILL", help="Only this skill; all without.", show_default=False),
-    ] = None,
-    after: Annotated[
-        str | None,
-        typer.Option(
-            "--after",
-            metavar="CURSOR",
-            help="Events behind this one, as `--json` shows it; 0 is the beginning, now if not given.",
-        ),
-    ] = None,
-    registry: options.Registry = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-) -> None:
-    """Print what happens in a registry as it happens, until Ctrl-C. Lost connections are made anew."""
-    from neuraverse.client import Client, Ref
-
-    if name is not None and Ref.parse(name).name != name:
-        raise UsageError(
-            f"{name!r} is not ORG/SKILL", remedy="leave out the version: all of them are watched"
-        )
-    out = Out()
-    with Client(registry) as client:
-        for event in client.watch(after, name):
-            if json:
-                out_line(dataclasses.asdict(event))
-                continue
-            alias = f" as {event.alias}" if event.alias else ""
-            parents = f"  child of {' '.join(event.parents)}" if event.parents else ""
-            version = f"@{event.version}" if event.version else ""
-            why = f": {event.reason}" if event.reason else ""
-            out.line(f"{event.at}  {event.type} {event.name}{version}{alias}{why}{parents}")
-            sys.stdout.flush()
-
-
-def out_line(value: dict[str, Any]) -> None:
-    """One JSON object as one line, at once."""
-    import json
-
-    print(json.dumps(value), flush=True)
-
-
 def pull(
     ref: options.Ref,
     robot: options.Robot = None,
@@ -302,37 +329,18 @@ def pull(
     Checked are signature and trust, then with --robot whether the robot can supply the interface, then every
     file. No weight is read before all of this holds. A pull that was cut goes on.
     """
-    from neuraverse.cli.cell import fetch, offer_of
+    from neuraverse.cli.cell import fetch, manifest_of, offer_of
 
     out = Out(json)
     if robot is None and (tool or env):
         raise UsageError("--tool and --env are for checking a robot", remedy="name it with --robot")
     offer = None
     if robot is not None:
-        manifest, ref = _manifest(ref, registry, offline=offline)
+        manifest, ref = manifest_of(ref, registry, offline=offline)
         offer = offer_of(manifest, robot, tool, env)
     skill = fetch(ref, registry, offer, offline=offline)
     out.fields([("skill", skill.ref), ("digest", skill.digest), ("folder", str(skill.path))])
     out.json({"skill": skill.ref, "digest": skill.digest, "path": str(skill.path)})
-
-
-def _manifest(ref: str, registry: str | None, *, offline: bool = False) -> tuple[SkillManifest, str]:
-    """The manifest behind a reference (a registry's is not verified yet), and one to that very skill."""
-    from neuraverse.cli.cell import settle
-    from neuraverse.client import Client
-    from neuraverse.client.refs import is_path
-    from neuraverse.manifest import SkillManifest
-    from neuraverse.skill import Skill
-    from neuraverse.trust import verify_skill
-
-    if is_path(ref):
-        return Skill.open(Path(ref).expanduser(), admit=verify_skill).manifest, ref
-    with Client(registry) as client:
-        if offline:
-            held = client.pull(ref, offline=True)
-            return held.manifest, held.digest
-        digest = settle(client, ref).digest
-        return SkillManifest.parse(client.manifest(digest)), digest
 
 
 def verify(ref: options.Ref, registry: options.Registry = None, json: options.Json = None) -> None:

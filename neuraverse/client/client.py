@@ -13,12 +13,13 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from neuraverse.client import answers, reports
 from neuraverse.client.cache import Cache
 from neuraverse.client.credentials import token_for
 from neuraverse.client.download import Progress
+from neuraverse.client.finding import PAGE, Facets, parameters, plain_offer
 from neuraverse.client.keeping import Kept, kept
 from neuraverse.client.memory import Memory
 from neuraverse.client.publishing import publish
@@ -41,7 +42,7 @@ from neuraverse.storage import disk_errors, flush
 if TYPE_CHECKING:
     import httpx
 
-    from neuraverse.client.reports import Measured
+    from neuraverse.client.reports import Measured, State
     from neuraverse.interface import Offer
     from neuraverse.skill import Skill
     from neuraverse.trust import KeyStore
@@ -96,25 +97,49 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def search(self, q: str = "") -> list[Summary]:
-        """Every skill whose name, title, description, tags, robot or environment hold all words of `q`.
+    def search(self, q: str = "", *, limit: int | None = None, **facets: Unpack[Facets]) -> list[Summary]:
+        """Skills with all words and facets, the best proven first.
+
+        Args:
+            q: Words that must all occur in name, title, description, tags, robot or task.
+            limit: At most so many; all if None.
+            facets: What else must hold; see `Facets`.
 
         Raises:
-            NetworkError: The registry could not be asked.
+            NetworkError: The registry could not be asked, or has too many to list without a limit.
             RegistryError: It refused.
         """
+        return self._listed("GET", "/v1/skills", q, limit, facets)
+
+    def runnable(
+        self, offer: Offer, q: str = "", *, limit: int | None = None, **facets: Unpack[Facets]
+    ) -> list[Summary]:
+        """Of those skills, the ones that a robot can run with what it offers.
+
+        Raises:
+            NetworkError: The registry could not be asked, or has too many to list without a limit.
+            RegistryError: It refused.
+        """
+        return self._listed("POST", "/v1/skills/runnable", q, limit, facets, json=plain_offer(offer))
+
+    def _listed(
+        self, method: str, path: str, q: str, limit: int | None, facets: Facets, **request: Any
+    ) -> list[Summary]:
         found: list[Summary] = []
-        cursor = ""
+        params = {"q": q, "cursor": "", **parameters(facets)}
         for _ in range(_MAX_PAGES):
-            page = self._transport.json("GET", "/v1/skills", params={"q": q, "cursor": cursor, "limit": 100})
+            wanted = PAGE if limit is None else min(PAGE, limit - len(found))
+            if wanted <= 0:
+                return found
+            page = self._transport.json(method, path, params={**params, "limit": wanted}, **request)
             skills = page.get("skills")
             if not isinstance(skills, list):
                 raise NetworkError(f"{self.url} sent a list of skills that is none")
             found += map(Summary.of, skills)
             following = page.get("next")
-            if not isinstance(following, str) or following <= cursor:
-                return found
-            cursor = following
+            if not isinstance(following, str) or following == params["cursor"]:
+                return found[:limit]
+            params["cursor"] = following
         raise NetworkError(f"{self.url} lists more than {len(found)} skills", remedy="search for more words")
 
     def resolve(self, ref: str | Ref) -> Resolved:
@@ -246,6 +271,14 @@ class Client:
         with disk_errors("flush", skill.path):
             flush([*skill.path.iterdir(), skill.path, skill.path.parent])
         self._memory.flush(wanted, found)
+
+    def keep_linked(self, link: Path) -> None:
+        """Keep whatever skill of the cache `link` points to, now or later, from being pruned.
+
+        Raises:
+            StorageError: The disk is full, read-only or gone.
+        """
+        self._cache.keep_linked(link)
 
     def cached(self, name: str = "") -> list[Kept]:
         """The skills in the cache, those of one name if it is given; the last used first."""
@@ -388,6 +421,33 @@ class Client:
         """
         counts = {"episodes": episodes, "successes": successes, "aborts": aborts}
         reports.report(self._transport, skill.digest, offer, **counts, errors=errors or {})
+
+    def is_robot(self) -> bool:
+        """Whether the registry takes this client's token for a robot's.
+
+        Raises:
+            RegistryError: It does not know the token, or is too old to be asked.
+            NetworkError: It could not be asked.
+        """
+        return reports.is_robot(self._transport)
+
+    def installed(
+        self, follows: str, state: State, *, version: str = "", digest: str = "", reason: str = ""
+    ) -> None:
+        """Tell the registry what this robot runs; `neuraverse watch --apply` does so by itself.
+
+        Args:
+            follows: The reference, ``org/skill@which``.
+            state: ``running`` a version, ``refused`` or ``left`` it, ``rolled-back`` from it; ``stopped``.
+            version: The one that this is about, if there is one.
+            digest: Its digest.
+            reason: Why.
+
+        Raises:
+            RegistryError: It refused: the token is no robot's, or the registry too old to be told.
+            NetworkError: It could not be asked.
+        """
+        reports.installed(self._transport, follows, state, version, digest, reason)
 
     @staticmethod
     def _by_name(ref: str) -> Ref:

@@ -109,13 +109,72 @@ class Resolved:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
-    """A skill as a search lists it, with its latest version and the score that its publisher claims.
+class Evidence:
+    """How well a skill is proven.
 
     Attributes:
-        rate: Share of successes.
+        bound: Lower end of the 95 % interval of its success.
+        n: Episodes behind it.
+        source: ``simulation`` or ``field``.
+    """
+
+    bound: float
+    n: int
+    source: str
+
+    @classmethod
+    def of(cls, plain: object) -> Self:
+        """Read it out of a registry's answer.
+
+        Raises:
+            NetworkError: It is malformed.
+        """
+        fields = _fields(plain)
+        bound, n = _number(fields, "bound"), int(_number(fields, "n"))
+        return cls(bound=bound, n=n, source=_text(fields, "source"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """What robots reported of a skill.
+
+    Attributes:
+        n: Episodes.
+        successes: Of these.
+        lower: Lower end of the 95 % interval of success.
+    """
+
+    n: int
+    successes: int
+    lower: float
+
+    @classmethod
+    def of(cls, plain: object) -> Self:
+        """Read it out of a registry's answer.
+
+        Raises:
+            NetworkError: It is malformed.
+        """
+        fields = _fields(plain)
+        n, successes = int(_number(fields, "n")), int(_number(fields, "successes"))
+        if not 0 <= successes <= n or n < 1:
+            raise NetworkError("the registry's answer is malformed: 'field' is no count of successes")
+        return cls(n=n, successes=successes, lower=_number(fields, "lower"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A skill as a search lists it, with its latest version and how well that is proven.
+
+    Attributes:
+        rate: Share of successes in simulation, as the publisher claims.
         lower: Lower end of its 95 % interval.
         n: Episodes behind it.
+        task: Environment id.
+        interface: Digest of the interface.
+        visibility: Who may see it: ``public``, ``network`` or ``private``.
+        evidence: What it is sorted by: a lower bound with the episodes behind it.
+        field: What robots reported, if they did: success, its bound, and episodes.
     """
 
     name: str
@@ -128,6 +187,13 @@ class Summary:
     lower: float
     n: int
     created: str
+    task: str
+    interface: str
+    license: str
+    tags: tuple[str, ...]
+    visibility: str
+    evidence: Evidence
+    field: Field | None
 
     @classmethod
     def of(cls, plain: object) -> Self:
@@ -148,6 +214,13 @@ class Summary:
             lower=_number(fields, "lower"),
             n=int(_number(fields, "n")),
             created=_text(fields, "created"),
+            task=_text(fields, "task"),
+            interface=_text(fields, "interface"),
+            license=_text(fields, "license"),
+            tags=_texts(fields, "tags"),
+            visibility=_text(fields, "visibility"),
+            evidence=Evidence.of(fields.get("evidence")),
+            field=None if fields.get("field") is None else Field.of(fields["field"]),
         )
 
 
@@ -224,6 +297,13 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise NetworkError(f"the registry's answer is malformed: {name!r} is missing or no text")
     return value
+
+
+def _texts(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = fields.get(name)
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise NetworkError(f"the registry's answer is malformed: {name!r} is missing or no list of texts")
+    return tuple(value)
 
 
 def _number(fields: Mapping[str, Any], name: str) -> float:
