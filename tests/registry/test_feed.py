@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import re
 import socket
 import threading
@@ -20,7 +21,7 @@ from neuraverse.registry import Settings, background, create_app, events, feed, 
 from neuraverse.registry.events import Wanted
 from tests.registry.test_publish import TAR, parcel
 from tests.registry.test_tenants import World
-from tests.servers import free_ports
+from tests.servers import free_ports, until
 
 EVENT = re.compile(rb"id: ([0-9a-f-]+)\nevent: \w")
 BLOCK = re.compile(rb"id: ([0-9a-f]{8}-[0-9]+)\nevent: (\w+)\ndata: (.*)\n\n")
@@ -157,11 +158,11 @@ def test_what_was_hidden_is_not_told_from_memory(plain, make_skill, tmp_path, pu
             skill = make_skill(tmp_path / name, name=name, seed=number)
             world.publish(skill, publisher, ("acme", "owner"), visibility="public")
         source, nobody = world.registry.feed, world.registry.access.anonymous
-        world.api.portal.call(source._look)
 
         def told():
             return world.api.portal.call(source.blocks, nobody, source._from, Wanted())[0].decode()
 
+        until(lambda: "acme/b" in told(), "the feed")
         assert "acme/a" in told()
         assert (
             world.patch("/v1/skills/acme/a", ("acme", "owner"), json={"visibility": "private"}).status_code
@@ -263,30 +264,30 @@ def dies_under(start, tmp_path, make_skill, publisher, readers, deaths):
 async def watch_all(port, readers, published, seen, done):
     """Readers that keep their cursor, come back when they are cut off, and end when they have all."""
 
+    def satisfied(mine):
+        return done.is_set() and len(mine) >= len(published)
+
+    async def follow(mine):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        last = f"Last-Event-ID: {mine[-1]}\r\n" if mine else ""
+        writer.write(f"GET /v1/events/stream?after=0 HTTP/1.1\r\nHost: x\r\n{last}\r\n".encode())
+        data = b""
+        try:
+            while not satisfied(mine):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(1.0):
+                        if not (got := await reader.read(65536)):
+                            return
+                    whole, _, data = (data + got).rpartition(b"\n\n")
+                    mine += [m.decode() for m in EVENT.findall(whole)]
+        finally:
+            writer.close()
+
     async def one(mine):
-        while not (done.is_set() and len(mine) >= len(published)):
-            try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                last = f"Last-Event-ID: {mine[-1]}\r\n" if mine else ""
-                writer.write(f"GET /v1/events/stream?after=0 HTTP/1.1\r\nHost: x\r\n{last}\r\n".encode())
-                data = b""
-                try:
-                    while not (done.is_set() and len(mine) >= len(published)):
-                        async with asyncio.timeout(1.0):
-                            got = await reader.read(65536)
-                        if not got:
-                            break
-                        data += got
-                        whole, _, data = data.rpartition(b"\n\n")
-                        mine += [
-                            m.decode() for m in re.findall(rb"id: ([0-9a-f-]+)\nevent: \w", whole + b"\n\n")
-                        ]
-                except TimeoutError:
-                    continue
-                finally:
-                    writer.close()
-            except OSError:
-                await asyncio.sleep(0.2)
+        while not satisfied(mine):
+            with contextlib.suppress(OSError):
+                await follow(mine)
+            await asyncio.sleep(random.uniform(0.0, 1.0))
 
     await asyncio.gather(*(one(mine) for mine in seen))
 
