@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -11,13 +12,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from benchmarks.fleet_agents import STEPS
 from benchmarks.harness import Options, Report, say
 from benchmarks.machine import other_load
 from benchmarks.registry_peers import ORG as AUTHOR
@@ -32,6 +33,7 @@ from neuraverse.registry.service import opened
 ORGS = 50
 WATCHERS = 2000
 PUBLISHES = 30
+ROBOTS, AGENT_PROCESSES, ROLLS = 200, 4, 5
 
 
 def measure(options: Options) -> Report:
@@ -47,7 +49,12 @@ def measure(options: Options) -> Report:
         tokens, owner = asyncio.run(_tenants(folder / "ours" / "data", watchers))
         say(f"{ORGS} organisations with {watchers} robots are made")
         with served("ours", folder / "ours", NEURAVERSE_REGISTRY_OPEN="false") as (url, pid):
-            _watchers(report, options, folder, url, pid, tokens, Client(url, home=keys.home, token=owner))
+            author = Client(url, home=keys.home, token=owner)
+            _watchers(report, options, folder, url, pid, tokens, author)
+            (folder / "public.pem").write_bytes(keys.public_key().pem)
+            robots = tokens[: 8 if options.quick else ROBOTS]
+            for kind in ("stream", "poll"):
+                _agents(report, options, folder, url, robots, author, kind)
     return report
 
 
@@ -77,26 +84,26 @@ async def _tenants(data: Path, robots: int) -> tuple[list[str], str]:
         return found, token
 
 
-@contextmanager
-def _watching(url: str, file: Path) -> Iterator[subprocess.Popen[str]]:
-    parts = urlsplit(url)
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.fleet_watchers",
-        str(parts.hostname),
-        str(parts.port),
-        str(file),
-    ]
+@contextlib.contextmanager
+def _process(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of clients, from the moment in which all have their place."""
+    command = [sys.executable, "-m", module, *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
-            raise RuntimeError("the watchers could not connect")
+            raise RuntimeError(f"{module} could not begin")
         yield process
     finally:
         process.kill()
         process.wait()
+
+
+def _last_word(process: subprocess.Popen[str]) -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    return process.stdout.readline()
 
 
 def _watchers(
@@ -110,7 +117,9 @@ def _watchers(
     file = folder / "tokens"
     file.write_text("\n".join(tokens))
     before = _rss(pid)
-    with _watching(url, file) as process:
+    parts = urlsplit(url)
+    place = (str(parts.hostname), str(parts.port), str(file))
+    with _process("benchmarks.fleet_watchers", *place) as process:
         time.sleep(2.0)
         report.figures["kb_per_watcher"] = round((_rss(pid) - before) / 1e3 / len(tokens), 1)
         sent: dict[str, tuple[float, float]] = {}
@@ -124,10 +133,7 @@ def _watchers(
                 cursor = author.cursor()
                 sent[cursor] = (begun, done)
         used = _cpu_s(pid) - used
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.close()
-        told = json.loads(process.stdout.readline())
+        told = json.loads(_last_word(process))
     latencies, after_commit = [], []
     for cursor, (begun, done) in sent.items():
         if len(told.get(cursor, ())) != len(tokens):
@@ -152,6 +158,54 @@ def _watchers(
         report.figures[f"notified_after_answer_p{share}_ms"] = value
     report.bars["notified_p99_ms"] = {"at_most": 200.0}
     report.bars["kb_per_watcher"] = {"at_most": 64.0}
+
+
+def _agents(
+    report: Report, options: Options, folder: Path, url: str, tokens: list[str], author: Client, kind: str
+) -> None:
+    """From a publish, as its author sends it, to the moment in which each robot runs the new version."""
+    names = [f"{kind}-{i}" for i in range(2 if options.quick else ROLLS + 1)]
+    make_skills(folder / "skills", names)
+    author.publish(folder / "skills" / names[0])
+    sent: dict[str, float] = {}
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for part in range(AGENT_PROCESSES):
+            file = folder / f"tokens-{kind}-{part}"
+            file.write_text("\n".join(tokens[part::AGENT_PROCESSES]))
+            arguments = [url, str(folder), str(file), f"{AUTHOR}/{kind}", kind]
+            processes.append(stack.enter_context(_process("benchmarks.fleet_agents", *arguments)))
+        for name in names[1:]:
+            time.sleep(2.0)  # all is quiet again
+            begun = time.monotonic()
+            sent[author.publish(folder / "skills" / name).digest] = begun
+            time.sleep(6.0 if options.quick else 12.0)
+        seen = [robot for process in processes for robot in json.loads(_last_word(process))]
+    for digest, begun in sent.items():
+        times = [robot[digest] for robot in seen if digest in robot]
+        if len(times) < len(tokens):
+            raise RuntimeError(f"{len(times)} of {len(tokens)} robots run {digest}")
+        before = "sent"
+        row: dict[str, Any] = {"contender": f"running_{kind}", "unit": "ms (p99)"}
+        for step in STEPS:
+            since = [each[step] - (begun if before == "sent" else each[before]) for each in times]
+            row[f"{step}_p50_ms"], row[f"{step}_p99_ms"] = (
+                round(1e3 * float(v), 1) for v in np.percentile(since, (50, 99))
+            )
+            before = step
+        whole = [each["running"] - begun for each in times]
+        row["value"] = round(1e3 * float(np.percentile(whole, 99)), 1)
+        row["p50_ms"] = round(1e3 * float(np.percentile(whole, 50)), 1)
+        report.rows.append(row)
+    rows = [row for row in report.rows if row["contender"] == f"running_{kind}"]
+    report.figures[f"robots_{kind}"] = len(tokens)
+    report.figures[f"running_{kind}_p99_ms"] = max(row["value"] for row in rows)
+    for step in STEPS:
+        for share in ("p50", "p99"):
+            column = f"{step}_{share}_ms"
+            report.figures[f"{kind}_{column}"] = float(np.median([row[column] for row in rows]))
+    if kind == "stream":
+        report.bars["running_stream_p99_ms"] = {"at_most": 5000.0}
 
 
 def _cpu_s(pid: int) -> float:
