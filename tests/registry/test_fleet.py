@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import time
 
 import pytest
 from sqlalchemy import select, update
@@ -309,6 +310,8 @@ def test_a_pin_decides_what_a_robot_gets(plant):
 def test_a_held_robot_stays_at_what_it_runs(plant, problem):
     assert plant.pin(0, None, "audit").status_code == 204
     assert plant.gets(0) == ("1.0.0", "")  # it runs nothing
+    plant.say(0, "1.2.0")
+    time.sleep(0.002)  # times are in milliseconds
     plant.say(0, "1.0.0")
     plant.state("alias", alias="stable", version="1.1.0")
     assert plant.gets(0) == ("1.0.0", "held: audit")

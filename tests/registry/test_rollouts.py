@@ -204,6 +204,9 @@ def test_rollouts_that_are_refused(plant, problem):
     made = begun(plant)
     assert problem(start(plant), 409, "rollout-active")["rollout"] == made["id"]
     problem(step(plant, made, "sideways"), 422)
+    elsewhere = f"/v1/orgs/acme/rollouts/{made['id']}"
+    problem(plant.get(elsewhere, ("acme", "owner")), 404, "no-such-rollout")
+    problem(plant.post(f"{elsewhere}/steps", ("acme", "owner"), json={"to": "end"}), 404, "no-such-rollout")
     begun(plant, follows=f"{NAME}@latest", version="1.0.0")  # another reference is another roll-out
     assert plant.told(("acme", "owner")) == []
 
