@@ -98,6 +98,18 @@ def start(tmp_path):
         process.communicate()
 
 
+@pytest.fixture(scope="session")
+def first_plant(tmp_path_factory, make_skill, publisher, state):
+    """A plant with robots, closed, as whose copies the tests of fleets begin."""
+    from tests.registry.test_fleet import Plant
+
+    folder = tmp_path_factory.mktemp("plant")
+    settings = Settings.load(data=folder / "data", open=False, collect_hours=0)
+    made = Plant(settings, folder / "skills", make_skill, publisher, state)
+    made.close()
+    return made
+
+
 @pytest.fixture
 def api(settings):
     with TestClient(create_app(settings)) as client:

@@ -128,16 +128,6 @@ class Plant(World):
         return self.api.portal.call(self.registry.database.read, lambda db: db.execute(query).all())
 
 
-@pytest.fixture(scope="session")
-def first_plant(tmp_path_factory, make_skill, publisher, state):
-    """A plant that others begin as."""
-    folder = tmp_path_factory.mktemp("plant")
-    settings = Settings.load(data=folder / "data", open=False, collect_hours=0)
-    made = Plant(settings, folder / "skills", make_skill, publisher, state)
-    made.close()
-    return made
-
-
 @pytest.fixture
 def plant(first_plant, settings, tmp_path, make_skill, publisher, state):
     """A plant with eight robots; ``stable`` is 1.0.0 of three versions."""

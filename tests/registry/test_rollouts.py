@@ -12,7 +12,7 @@ from neuraverse.manifest import wilson_lower
 from neuraverse.registry import Settings, reports, rollouts
 from neuraverse.registry.access import Access
 from neuraverse.registry.steering import in_share
-from tests.registry.test_fleet import BODY, NAME, OPERATOR, STABLE, first_plant  # noqa: F401
+from tests.registry.test_fleet import BODY, NAME, OPERATOR, STABLE
 from tests.registry.test_fleet import plant as idle_plant  # noqa: F401
 
 PATH = "/v1/orgs/plant/rollouts"
@@ -168,7 +168,7 @@ def test_rollouts_that_cannot_be(closed, problem, changes, field_named):
 
 
 @pytest.fixture(scope="module")
-def closed(tmp_path_factory, first_plant):  # noqa: F811
+def closed(tmp_path_factory, first_plant):
     """A plant that nothing changes."""
     settings = Settings.load(data=tmp_path_factory.mktemp("data"), open=False, collect_hours=0)
     made = first_plant.again(settings)
