@@ -27,7 +27,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, ins
 from neuraverse.registry import events
 from neuraverse.registry.access import ROLES, Caller, note
 from neuraverse.registry.events import Wanted
-from neuraverse.registry.limits import MAX_DEAD_LETTERS, MAX_STREAMED, OUTBOUND_S
+from neuraverse.registry.limits import MAX_DEAD_LETTERS, MAX_EVENTS, OUTBOUND_S
 from neuraverse.registry.tables import accounts, dead_letters, members, now, orgs, webhooks
 
 SECRET = "whsec_"
@@ -37,7 +37,9 @@ _GROWTH = 4.0
 _GONE = 410  # the receiver wants no more
 _LEASE_S = 4 * OUTBOUND_S
 _IDLE_S = 30.0
+_FAR_US = 600_000_000  # ten minutes, as ids of events are microseconds
 _HOUR_S = 3600.0
+_UNTRIED = {"attempts": 0, "next_at": "", "error": ""}
 _ALL = (
     select(webhooks, orgs.c.name.label("org"), accounts.c.disabled_at.label("maker_ended"), members.c.role)
     .join(orgs, orgs.c.id == webhooks.c.org_id)
@@ -96,11 +98,13 @@ class Waiting:
     Attributes:
         due: Their ids.
         seen: By id, the event up to which nothing is for a webhook.
+        idle: Those of `seen` that are far ahead of the cursor, which `move` should move there.
         seconds: When to look again, if nothing is told before.
     """
 
     due: list[str]
     seen: dict[str, int]
+    idle: dict[str, int]
     seconds: float
 
 
@@ -143,7 +147,8 @@ def waiting(db: Connection, seen: Mapping[str, int]) -> Waiting:
     """
     letters = exists().where(dead_letters.c.webhook_id == webhooks.c.id, dead_letters.c.again)
     rows = db.execute(_ALL.add_columns(letters.label("again")).where(webhooks.c.disabled_at.is_(None))).all()
-    at, due, behind, seconds = now(), [], {}, _IDLE_S
+    at, due, idle, seconds = now(), [], {}, _IDLE_S
+    reached: dict[str, int] = {}
     together: dict[int, list[Row[Any]]] = defaultdict(list)  # those that stand at one event share a look
     for row in rows:
         busy_until = max(row.next_at, row.lease_until)
@@ -154,18 +159,25 @@ def waiting(db: Connection, seen: Mapping[str, int]) -> Waiting:
         else:
             together[max(row.cursor, seen.get(row.id, 0))].append(row)
     for position, stand_there in together.items():
-        page = events.told(db, position, MAX_STREAMED)
+        page = events.told(db, position, MAX_EVENTS)
         for row in stand_there:
             reader, wanted = _reader(row), _wanted(row)
             first = next((e.id for e in page if events.sees(reader, e) and wanted.passes(e)), None)
+            reached[row.id] = (page[-1].id if page else position) if first is None else first - 1
             if first is not None:
                 due.append(row.id)
-                behind[row.id] = first - 1
-            else:
-                behind[row.id] = page[-1].id if page else position
-        if len(page) == MAX_STREAMED:
+            elif reached[row.id] - row.cursor > _FAR_US:
+                idle[row.id] = reached[row.id]
+        if len(page) == MAX_EVENTS:
             seconds = 0.0
-    return Waiting(due=due, seen=behind, seconds=seconds)
+    return Waiting(due=due, seen=reached, idle=idle, seconds=seconds)
+
+
+def move(db: Connection, idle: Mapping[str, int]) -> None:
+    """Move cursors over what is not for their webhooks: a process that starts need not look at it again."""
+    for webhook, event in idle.items():
+        at = and_(webhooks.c.id == webhook, webhooks.c.cursor < event, webhooks.c.lease_until <= now())
+        db.execute(update(webhooks).where(at).values(cursor=event, **_UNTRIED))
 
 
 def step(
@@ -244,9 +256,8 @@ def _next(db: Connection, row: Row[Any]) -> tuple[Row[Any], bool] | None:
     found = events.behind(db, _reader(row), row.cursor, 1, _wanted(row))
     if found:
         return found[0], False
-    # Nothing is for it, up to now: the next look begins here, in a process that is started anew, too.
-    last = max(row.cursor, events.head(db))
-    db.execute(update(webhooks).where(webhooks.c.id == row.id).values(cursor=last))
+    last = max(row.cursor, events.head(db))  # nothing is for it, up to now
+    db.execute(update(webhooks).where(webhooks.c.id == row.id).values(cursor=last, **_UNTRIED))
     return None
 
 
@@ -276,8 +287,8 @@ def _record(db: Connection, row: Row[Any], delivery: Delivery, outcome: Outcome)
     elif outcome.taken or row.attempts + 1 >= TRIES:
         if not outcome.taken:
             _bury(db, row, delivery.event, outcome)
-        done = {"cursor": delivery.event, "attempts": 0, "next_at": "", "error": ""}
-        db.execute(update(webhooks).where(webhooks.c.id == row.id).values(**done))
+        at = webhooks.c.id == row.id
+        db.execute(update(webhooks).where(at).values(cursor=delivery.event, **_UNTRIED))
     else:
         pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * _GROWTH**row.attempts) * random.uniform(0.8, 1.2)
         later = {"attempts": row.attempts + 1, "next_at": now(pause_s / _HOUR_S), "error": outcome.said}

@@ -74,6 +74,8 @@ class Deliveries:
             self._dirty.clear()
             try:
                 found = await self._database.read(deliveries.waiting, seen)
+                if found.idle:
+                    await self._database.write(deliveries.move, found.idle)
             except Exception as error:  # whatever it is: the next look may do better
                 log.error("webhooks are sent late: %s", error)
                 await asyncio.sleep(1.0)
