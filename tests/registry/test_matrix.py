@@ -106,7 +106,11 @@ RULES = {
     ("GET", "/health/ready"): ALL,
     ("GET", "/metrics"): Rule("host"),
     # Skills.
-    ("GET", "/v1/skills"): ALL,
+    ("GET", "/v1/skills"): ALL,  # whom it shows what, is for test_finding
+    ("POST", "/v1/skills/runnable"): Rule(
+        "all",
+        request=body(robot="r", max_rate_hz=1, reach_m=1, linear_speed_m_s=1, angular_speed_rad_s=1),
+    ),
     ("POST", "/v1/skills"): Rule("publish", "publish", request=lambda w: w.new_parcel()),
     ("GET", "/v1/skills/{org}/{name}"): skill(),
     ("PATCH", "/v1/skills/{org}/{name}"): skill("curate", request=lambda w: body(visibility=w.visibility)),
