@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from neuraverse.errors import ConfigError
-from neuraverse.interface import FRAMES, UNITS, Interface, Requirements, Signal
+from neuraverse.interface import FRAMES, UNITS, Interface, Offer, Requirements, Signal
 
 
 def signal(**changes) -> Signal:
@@ -210,3 +211,22 @@ def test_json_brings_back_the_same_interface_and_digest(interface):
     again = TypeAdapter(Interface).validate_json(json.dumps(interface.to_dict()), strict=True)
     assert again == interface
     assert again.digest() == interface.digest()
+
+
+def test_an_offer_is_read_from_json(offer):
+    assert Offer.parse(json.dumps(dataclasses.asdict(offer))) == offer
+    assert Offer.parse(json.dumps(dataclasses.asdict(offer)).encode()).digest() == offer.digest()
+    plain = dataclasses.asdict(offer)
+    for wrong, said in (
+        ("{", "Invalid JSON"),
+        ("[]", "it: Input should be an object"),
+        (json.dumps({"robot": "arm"}), "max_rate_hz: Field required"),
+        (json.dumps(plain | {"colour": "red"}), "colour"),
+        (json.dumps(plain | {"reach_m": float("nan")}), "reach_m: Input should be a finite number"),
+        (
+            json.dumps(plain | {"action": [{"name": "twist", "shape": [6], "unit": "mm"}]}),
+            "unknown unit 'mm'",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            Offer.parse(wrong)

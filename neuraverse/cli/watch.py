@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _MOST_REFS = 50  # each has a connection of its own
 _END_S = 5.0  # so long may what is on its way take at the end
+_LOOK_S = 0.5
 _OFFER_BYTES = 1 << 20
 
 
@@ -244,7 +246,8 @@ def _keep(
         for installer in installers:
             installer.start()
             started.append(installer)
-        threading.Event().wait()
+        while True:
+            time.sleep(_LOOK_S)  # not without end: a signal just before it would not be seen
     finally:
         for installer in started:
             installer.agent.ending.set()  # all at once, before each is waited for

@@ -20,6 +20,7 @@ import os
 import random
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from neuraverse.skill import Skill
 
 log = logging.getLogger("neuraverse.runtime")
+_CLAIM_S = 1.0  # what a process that died had just started may hold its lock for a moment
 _NOTHING = "nothing"  # where there was no skill before
 _MOST_WAITING = 1000  # changes that the registry was not told yet
 _MAX_PAUSE_S = 60.0
@@ -165,13 +167,14 @@ class Installer:
         with disk_errors("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = open(path, "wb")  # noqa: SIM115 - held until stop
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._release()
-                raise UsageError(
-                    f"another process keeps {self.link}", remedy="end it, or choose another folder"
-                ) from None
+            deadline = time.monotonic() + _CLAIM_S
+            while not _locked(self._lock):
+                if time.monotonic() > deadline:
+                    self._release()
+                    raise UsageError(
+                        f"another process keeps {self.link}", remedy="end it, or choose another folder"
+                    )
+                time.sleep(_CLAIM_S / 20)
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -179,8 +182,9 @@ class Installer:
             self._lock = None
 
     def _go_on(self) -> None:
-        for path in self.link.parent.glob(f".{self.link.name}.*.tmp"):  # of a process that died
-            remove_link(path)
+        for link in (self.link, self._before):
+            for path in link.parent.glob(f".{link.name}.*.tmp"):  # of a process that died
+                remove_link(path)
         if os.path.lexists(self.link) and not self.link.is_symlink():
             raise UsageError(f"{self.link} is no link", remedy="move it away, or choose another folder")
         for link in (self.link, self._before):
@@ -283,6 +287,14 @@ class Installer:
             reason=reason,
         )
         self._tell_others(self._said)
+
+
+def _locked(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class Reporter:

@@ -150,6 +150,61 @@ def test_a_registry_that_answers_with_something_else_is_told(robot, offer, monke
     assert [(r.ref, r.digest) for r in refusals] == [(f"{NAME}@latest", "")]
 
 
+def test_what_was_refused_is_not_tried_again_before_something_else_was_meant(robot, author, release, offer):
+    tried, kept, refusals = [], [], []
+
+    def probe(skill):
+        tried.append(skill.version)
+        if skill.version == "2.0.0":
+            raise IncompatibleError("success is 0.31 here")
+
+    agent = RobotAgent(
+        robot,
+        None,
+        offer,
+        follow=f"{NAME}@live",
+        on_skill=probe,
+        on_refusal=refusals.append,
+        on_kept=lambda skill: kept.append(skill.version),
+    )
+    release("1.0.0"), release("2.0.0")
+    author.set_alias(NAME, "live", "1.0.0")
+    assert agent.update()
+    assert kept == []
+    author.set_alias(NAME, "live", "2.0.0")
+    for _ in range(3):
+        with pytest.raises(IncompatibleError, match=r"0\.31"):
+            agent.update()
+    assert tried == ["1.0.0", "2.0.0"]
+    assert [refusal.ref for refusal in refusals] == [f"{NAME}@2.0.0"]
+    author.set_alias(NAME, "live", "1.0.0")
+    assert not agent.update()
+    assert kept == ["1.0.0"]
+    author.set_alias(NAME, "live", "2.0.0")
+    with pytest.raises(IncompatibleError):
+        agent.update()
+    assert tried == ["1.0.0", "2.0.0", "2.0.0"]
+    assert len(refusals) == 2
+    author.state(NAME, "revoke", version="1.0.0")  # and what failed is no way out
+    with pytest.raises(IncompatibleError):
+        agent.update()
+    assert agent.skill is None
+    assert tried == ["1.0.0", "2.0.0", "2.0.0"]
+
+
+def test_it_resumes_what_it_had(robot, release, offer, observation):
+    first = release("1.0.0")
+    with pytest.raises(NetworkError, match="not in the cache"):
+        RobotAgent(robot, None, offer, follow=NAME).resume(first.digest)
+    robot.pull(NAME)
+    agent = RobotAgent(robot, None, None, follow=NAME)
+    assert agent.resume(first.digest).digest == first.digest
+    agent.step(observation)
+    weak = dataclasses.replace(offer, reach_m=0.1)
+    with pytest.raises(IncompatibleError):
+        RobotAgent(robot, None, weak, follow=NAME).resume(first.digest)
+
+
 def test_no_fault_ends_the_following(robot, release, offer, monkeypatch):
     faults, cursor = [OverflowError("in a number that no registry sends")], robot.cursor
 

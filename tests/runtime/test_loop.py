@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from neuraverse.errors import ObservationError, UsageError
 from neuraverse.runtime import run
+from neuraverse.runtime.loop import LATE_S
 
 
 class Cell:
@@ -110,6 +113,34 @@ def test_a_wrong_observation_applies_nothing(tiny_skill, interface):
     with pytest.raises(ObservationError, match="e_pos"):
         go(tiny_skill, cell, steps=1)
     assert cell.actions == []
+
+
+def test_how_late_ticks_began_is_counted(tiny_skill, interface):
+    """At 50 Hz, ticks of 25, 20.7 and 27 ms: the next ones begin 5, 5.7 and 12.7 ms late."""
+    report = go(tiny_skill, Cell(interface, takes=[0.025, 0.0207, 0.027]), steps=5)
+    counts = dict(zip(LATE_S, report.late_counts, strict=False))
+    assert sum(report.late_counts) == report.ticks == 5
+    assert report.late_counts[-1] == 1  # 10 ms and more
+    assert counts[10e-3] == 2
+    assert counts[50e-6] == 2
+
+
+def test_the_interpreter_does_not_disturb_a_loop(tiny_skill, interface):
+    """Others give way within a tenth of a period, and what was there is not looked through for garbage."""
+    before, seen = sys.getswitchinterval(), []
+
+    class Looking(Cell):
+        def apply(self, action):
+            super().apply(action)
+            seen.append((sys.getswitchinterval(), gc.get_freeze_count() > 10_000))
+            raise KeyboardInterrupt
+
+    for rate in (1000.0, 10.0):
+        with pytest.raises(KeyboardInterrupt):
+            go(tiny_skill, Looking(interface), rate_hz=rate)
+    assert seen == [(pytest.approx(1e-4), True), (before, True)]
+    assert sys.getswitchinterval() == before
+    assert gc.get_freeze_count() == 0
 
 
 def test_the_real_clock(tiny_skill, interface):
