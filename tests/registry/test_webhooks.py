@@ -427,6 +427,8 @@ def test_a_dead_letter_of_what_is_hidden_since(world, receiver, make_skill, publ
     assert len(world.letters(hook)) == 1
     world.patch("/v1/skills/rival/theirs", ("rival", "owner"), json={"visibility": "private"})
     assert world.letters(hook) == []
+    world.tell("mine")
+    assert aliases(receiver.next()) == ["mine"]
     world.retry(hook)
     world.until(lambda hook: hook["dead_letters"] == 0)
     assert receiver.quiet()
