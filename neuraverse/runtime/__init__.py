@@ -9,6 +9,7 @@ from neuraverse.runtime.agent import Refusal, RobotAgent
 from neuraverse.runtime.install import Change, Installer, Reporter
 from neuraverse.runtime.linked import Linked
 from neuraverse.runtime.loop import LoopReport, Source, run
+from neuraverse.runtime.outcomes import Outcomes
 from neuraverse.runtime.stage import stage
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Installer",
     "Linked",
     "LoopReport",
+    "Outcomes",
     "Refusal",
     "Reporter",
     "RobotAgent",
