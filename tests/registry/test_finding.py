@@ -452,7 +452,7 @@ def pages(shelf, caller, q, success, offer, limit):
     return found
 
 
-@settings(max_examples=40)
+@settings(max_examples=80)
 @given(
     steps=STEPS,
     q=WORDS,
