@@ -121,9 +121,9 @@ class Asker:
             case "never_together":
                 return Asked(q=" ".join(fill.NEVER))
             case "common_and_rare":
-                return Asked(q=" ".join(self._words(10, 1) + self._words(len(self._made.words), 1, 5000)))
+                return Asked(q=" ".join(self._words(10, 1) + self._rare()))
             case "rare":
-                return Asked(q=" ".join(self._words(len(self._made.words), 1, 5000)))
+                return Asked(q=" ".join(self._rare()))
             case "success":
                 return Asked(q=" ".join(self._words(10, 1)), success=0.9)
         tag = tuple(self._words(50, 1))
@@ -139,8 +139,14 @@ class Asker:
         words = " ".join(self._words(10, 1)) if kind == "words_and_facets" else ""
         return Asked(q=words, **chosen[int(self._rng.integers(len(chosen)))])
 
-    def _words(self, below: int, count: int, least: int = 0) -> list[str]:
-        return [self._made.words[i + least] for i in self._rng.choice(below - least, count, replace=False)]
+    def _words(self, below: int, count: int) -> list[str]:
+        """Some of the most common ones."""
+        return [self._made.words[i] for i in self._rng.choice(below, count, replace=False)]
+
+    def _rare(self) -> list[str]:
+        """One of the rarest three quarters."""
+        count = len(self._made.words)
+        return [self._made.words[int(self._rng.integers(count // 4, count))]]
 
     def _skill(self, who: str) -> str:
         """One that the reader sees."""

@@ -277,13 +277,13 @@ def _count(db: Connection, caller: Caller, found: _Found) -> dict[str, Any]:
     best = _best(found, -1, MAX_COUNTED + 1)
     counted = best[:MAX_COUNTED]
     counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
-    for row in _rows(db, caller, _FACETS, counted):
-        counts["org"][row.name.partition("/")[0]] += 1
-        counts["robot"][row.robot] += 1
-        counts["interface"][row.interface] += 1
-        counts["task"][row.facets["task"]] += 1
-        counts["license"][row.facets["license"]] += 1
-        counts["tag"].update(set(row.facets["tags"]))
+    for name, _, _, robot, interface, facets in _rows(db, caller, _FACETS, counted):
+        counts["org"][name.partition("/")[0]] += 1
+        counts["robot"][robot] += 1
+        counts["interface"][interface] += 1
+        counts["task"][facets["task"]] += 1
+        counts["license"][facets["license"]] += 1
+        counts["tag"].update(set(facets["tags"]))
     values = {name: dict(each.most_common(MAX_FACET_VALUES)) for name, each in counts.items()}
     return {"counted": len(counted), "cut": len(best) > len(counted), "values": values}
 
