@@ -268,29 +268,28 @@ def test_what_was_told_before_is_not_sent(world, receiver):
     assert aliases(receiver.next()) == ["after"]
 
 
-@pytest.mark.storages
-def test_what_is_never_taken_becomes_a_dead_letter(stored, receiver):
-    hook = stored.add(receiver.url)
+def test_what_is_never_taken_becomes_a_dead_letter(world, receiver):
+    hook = world.add(receiver.url)
     receiver.answers += [503] * deliveries.TRIES
-    stored.tell("a", "b")
+    world.tell("a", "b")
     sent = receiver.next(deliveries.TRIES + 1)
     assert aliases(sent) == ["a"] * deliveries.TRIES + ["b"]
-    (letter,) = stored.letters(hook)
+    (letter,) = world.letters(hook)
     assert letter["event"] == sent[0].json
     assert (letter["attempts"], letter["error"]) == (deliveries.TRIES, "answered with status 503")
     # Once more: not taken, so it stays.
     receiver.answers += [503]
-    assert stored.retry(hook).json() == {"retried": 1}
+    assert world.retry(hook).json() == {"retried": 1}
     assert aliases(receiver.next()) == ["a"]
-    stored.until(lambda hook: not any(letter["again"] for letter in stored.letters(hook)))
-    (letter,) = stored.letters(hook)
+    world.until(lambda hook: not any(letter["again"] for letter in world.letters(hook)))
+    (letter,) = world.letters(hook)
     assert letter["attempts"] == deliveries.TRIES + 1
     # And taken.
-    assert stored.retry(hook).json() == {"retried": 1}
+    assert world.retry(hook).json() == {"retried": 1}
     assert receiver.next()[0].id == sent[0].id
-    stored.until(lambda hook: hook["dead_letters"] == 0)
-    assert stored.retry(hook).json() == {"retried": 0}
-    stored.tell("c")
+    world.until(lambda hook: hook["dead_letters"] == 0)
+    assert world.retry(hook).json() == {"retried": 0}
+    world.tell("c")
     assert aliases(receiver.next()) == ["c"]
 
 
