@@ -29,6 +29,7 @@ from neuraverse.registry.tables import (
     accounts,
     audit,
     members,
+    next_id,
     now,
     orgs,
     registry,
@@ -202,6 +203,7 @@ def note(db: Connection, caller: Caller, org_id: int | None, action: str, target
     """Write a line of the audit log."""
     db.execute(
         audit.insert().values(
+            id=next_id(db, audit),
             at=now(),
             actor=caller.name,
             token=caller.token,

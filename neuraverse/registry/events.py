@@ -1,7 +1,6 @@
 """The event feed: what is told, to whom, and where a reader stands in it.
 
-The id of an event is the microsecond in which it was told, or the next one after the last event's: ids only
-grow, whatever the clock does, and those that a reader sees say nothing of how many there are in between.
+Ids of events are those of `tables.next_id`: they only grow, and gaps between them tell nothing.
 
 A cursor is the feed's mark and an id. A registry that was restored has another mark, so that its readers look
 anew, instead of waiting behind an id that it may give out a second time.
@@ -18,7 +17,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, or_, select
 
 from neuraverse.registry.access import Caller
-from neuraverse.registry.tables import events, now, registry, skills, versions
+from neuraverse.registry.tables import events, next_id, now, registry, skills, versions
 
 Event = dict[str, Any]
 TYPES = (
@@ -89,7 +88,7 @@ def tell(
     data: Mapping[str, Any],
 ) -> int:
     """Add an event; its id. The transaction writes, so that nobody else takes the same."""
-    number = max(head(db) + 1, now_us())
+    number = next_id(db, events)
     row = {"id": number, "org_id": org_id, "skill_id": skill_id, "type": kind, "name": name}
     row |= {"version": version, "digest": digest, "at": now(), "by": by, "data": dict(data)}
     db.execute(insert(events), row)

@@ -6,6 +6,7 @@ time does. The order of events is their id, never their time: clocks jump.
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import (
@@ -13,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Float,
     ForeignKey,
     Index,
@@ -23,6 +25,8 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     false,
+    func,
+    select,
 )
 
 metadata = MetaData(
@@ -143,7 +147,7 @@ publisher_keys = Table(
 audit = Table(
     "audit",
     metadata,
-    Column("id", _ID, primary_key=True),
+    Column("id", _ID, primary_key=True, autoincrement=False),  # of `next_id`
     Column("at", String(32), nullable=False),
     Column("actor", String(129), nullable=False),  # an account's name; empty is nobody who signed in
     Column("token", String(16), nullable=False),
@@ -152,7 +156,6 @@ audit = Table(
     Column("target", String(300), nullable=False),
     Column("data", JSON, nullable=False),
     Index("audit_by_org", "org_id", "id"),
-    sqlite_autoincrement=True,
 )
 
 skills = Table(
@@ -313,7 +316,7 @@ aliases = Table(
 events = Table(
     "events",
     metadata,
-    Column("id", _ID, primary_key=True, autoincrement=False),  # microseconds, see `changes.tell`
+    Column("id", _ID, primary_key=True, autoincrement=False),  # of `next_id`
     Column("org_id", ForeignKey("orgs.id"), nullable=False),
     Column("skill_id", ForeignKey("skills.id"), nullable=True),
     Column("type", String(32), nullable=False),
@@ -445,6 +448,16 @@ field = Table(
     Column("first_at", String(32), nullable=False),
     Column("last_at", String(32), nullable=False),
 )
+
+
+def next_id(db: Connection, table: Table) -> int:
+    """An id for a row of a table that only grows: the microsecond since 1970, or the next one after the last.
+
+    Ids only grow, whatever the clock does, and those that somebody sees say nothing of how many there are in
+    between. The transaction writes, so that nobody else takes the same.
+    """
+    last = int(db.scalar(select(func.max(table.c.id))) or 0)
+    return max(last + 1, time.time_ns() // 1000)
 
 
 def now(hours: float = 0.0) -> str:

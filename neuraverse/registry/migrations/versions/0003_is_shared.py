@@ -92,7 +92,7 @@ _NEW.append(
     sa.Table(
         "audit",
         _METADATA,
-        sa.Column("id", _ID, primary_key=True),
+        sa.Column("id", _ID, primary_key=True, autoincrement=False),
         sa.Column("at", sa.String(32), nullable=False),
         sa.Column("actor", sa.String(129), nullable=False),
         sa.Column("token", sa.String(16), nullable=False),
@@ -101,7 +101,6 @@ _NEW.append(
         sa.Column("target", sa.String(300), nullable=False),
         sa.Column("data", sa.JSON, nullable=False),
         sa.Index("audit_by_org", "org_id", "id"),
-        sqlite_autoincrement=True,
     )
 )
 
