@@ -16,17 +16,16 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from neuraverse.registry import events, tables
+from neuraverse.registry import events
 from neuraverse.registry.access import Access, Caller
 from neuraverse.registry.events import Event, Wanted
 from neuraverse.registry.limits import HEARTBEAT_S, MAX_STREAMED, READER_S
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.tables import skills, versions
 
 if TYPE_CHECKING:
     from neuraverse.registry.database import Database
@@ -134,7 +133,7 @@ class Feed:
     async def _look(self) -> None:
         while True:
             head = self._head
-            found = await self._database.read(_behind, head, MAX_STREAMED)
+            found = await self._database.read(events.told, head, MAX_STREAMED)
             if not found or head != self._head:
                 return
             self._head = found[-1].id
@@ -321,16 +320,3 @@ class Reader:
 
 def _start(db: Connection) -> tuple[str, int]:
     return events.mark(db), events.head(db)
-
-
-def _behind(db: Connection, after: int, limit: int) -> list[Row[Any]]:
-    """Events behind an id, whoever may see them, with who may."""
-    t = tables.events
-    query = (
-        select(t, skills.c.visibility, skills.c.org_id.label("owner"), versions.c.interface)
-        .join(skills, skills.c.id == t.c.skill_id)
-        .outerjoin(versions, versions.c.digest == t.c.digest)
-        .where(t.c.id > after)
-        .order_by(t.c.id)
-    )
-    return list(db.execute(query.limit(limit)))

@@ -285,7 +285,10 @@ def test_tokens_that_do_not_count(closed, alice, bob, person):
     assert "not one of this registry" in run("login", stdin=access.new_secret("nvt_"), code=1).error
     assert json.loads((run.home / "credentials.json").read_text()) == {}
     # A token that is held and counts no more is no hindrance to signing in.
-    closed.change("UPDATE tokens SET revoked_at = '2026-01-01' WHERE account_id = 2")
+    closed.change(
+        "UPDATE tokens SET revoked_at = '2026-01-01' "
+        "WHERE account_id = (SELECT id FROM accounts WHERE name = 'bob')"
+    )
     alice("org", "members", "acme")
     alice("org", "role", "acme", "bob", "publisher")  # rights change, and so what is remembered is forgotten
     assert "was revoked" in bob("whoami", code=1).error

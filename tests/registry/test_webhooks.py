@@ -21,6 +21,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from sqlalchemy import select
 
 from neuraverse.errors import ConfigError, NetworkError, UsageError
 from neuraverse.registry import Settings, deliveries, delivering, outbound
@@ -603,9 +604,11 @@ async def _leases(world, receiver):
 
 def _told(db):
     from neuraverse.registry.events import tell
+    from neuraverse.registry.tables import skills
 
+    skill = db.execute(select(skills)).one()
     for alias in ("a", "b", "c"):
-        tell(db, 1, 1, "alias", "acme/weld-seam", "1.0.0", "", "", {"alias": alias})
+        tell(db, skill.org_id, skill.id, "alias", "acme/weld-seam", "1.0.0", "", "", {"alias": alias})
 
 
 def test_two_processes_send_each_event_once(postgres, data_dir, parts, receiver):
