@@ -3,6 +3,9 @@
 The name is resolved once for each request, every address that is not one of the public Internet is left out,
 and the connection goes to an address that was looked at. Redirects are not followed, proxies are not used,
 and of the answer only its status is read.
+
+HTTP is spoken with h11, as the server does: a client that resolves names by itself could not be held to the
+address that was looked at.
 """
 
 from __future__ import annotations
