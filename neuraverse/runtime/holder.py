@@ -31,6 +31,7 @@ class Holder(ABC):
 
     def __init__(self) -> None:
         self._running: Running | None = None
+        self._last: Policy | None = None  # the one before: else a tick that still uses it would take it down
         self._left = ""  # why the last skill does not act any more
         self._first = threading.Event()
         self._stop = threading.Event()
@@ -73,7 +74,9 @@ class Holder(ABC):
         return self._first.wait(timeout_s)
 
     def _swap(self, running: Running) -> None:
+        before = self._running
         self._running, self._left = running, ""
+        self._last = before.policy if before is not None else None
         self._first.set()
 
     def _leave(self, why: str) -> None:
