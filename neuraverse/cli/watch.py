@@ -18,7 +18,7 @@ import typer
 
 from neuraverse.cli import options
 from neuraverse.cli.output import Out
-from neuraverse.errors import NetworkError, UsageError
+from neuraverse.errors import UsageError
 
 if TYPE_CHECKING:
     from neuraverse.client import Client, Event
@@ -71,6 +71,15 @@ def watch(
         ),
     ] = None,
     tool: options.Tool = None,
+    env: Annotated[
+        str | None,
+        typer.Option(
+            "--env",
+            metavar="ID",
+            help="Gymnasium id of the task whose cell a robot by name stands in; all that come along if not"
+            " given.",
+        ),
+    ] = None,
     probe: Annotated[
         str | None,
         typer.Option(
@@ -110,9 +119,9 @@ def watch(
     """
     from neuraverse.client import Client, Ref
 
-    given = {"--into": into, "--robot": robot, "--tool": tool, "--probe": probe, "--health": health}
     if not apply:
-        _only_with("--apply", {**given, "--report": report})
+        given = {"--into": into, "--robot": robot, "--tool": tool, "--env": env, "--probe": probe}
+        _only_with("--apply", {**given, "--health": health, "--report": report})
         with Client(registry) as client:
             _print_events(client, after, _one_name(refs or ()), json=json)
         return
@@ -125,11 +134,11 @@ def watch(
         raise UsageError(f"{len(refs)} references are too many for one process", remedy="start another one")
     if len({Ref.parse(ref).name for ref in refs}) < len(refs):
         raise UsageError("a skill is named twice", remedy="there is one link for each")
-    if tool is not None and robot is None:
-        raise UsageError("--tool is for a robot from a file", remedy="name it with --robot FILE")
+    if robot is None and (tool or env):
+        raise UsageError("--tool and --env are for checking a robot", remedy="name it with --robot")
     commands = {"probe": _command("--probe", probe), "health": _command("--health", health)}
     with Client(registry) as client:
-        _keep(client, refs, into, _offers(refs, robot, tool, registry), commands, timeout, report, json=json)
+        _keep(client, refs, into, _offer(robot, tool, env), commands, timeout, report, json=json)
 
 
 def _only_with(what: str, given: Mapping[str, object]) -> None:
@@ -189,31 +198,24 @@ def _command(option: str, text: str | None) -> list[str]:
     return words
 
 
-def _offers(refs: list[str], robot: str | None, tool: str | None, registry: str | None) -> list[Offer | None]:
-    """What the robot offers to each of the skills."""
-    from neuraverse.cli.cell import manifest_of, offer_of
+def _offer(robot: str | None, tool: str | None, env: str | None) -> Offer | None:
+    """What the robot offers, if that is to be asked."""
+    from neuraverse.cli.cell import offer_here
     from neuraverse.interface import Offer
     from neuraverse.storage import read_regular
 
     if robot is None:
-        return [None] * len(refs)
+        return None
     if robot.endswith(".json"):
-        return [Offer.parse(read_regular(Path(robot).expanduser(), _OFFER_BYTES))] * len(refs)
-    found: list[Offer | None] = []
-    for ref in refs:
-        try:
-            manifest, _ = manifest_of(ref, registry)
-        except NetworkError:
-            manifest, _ = manifest_of(ref, registry, offline=True)
-        found.append(offer_of(manifest, robot, tool, None))
-    return found
+        return Offer.parse(read_regular(Path(robot).expanduser(), _OFFER_BYTES))
+    return offer_here(robot, tool, env)
 
 
 def _keep(
     client: Client,
     refs: list[str],
     into: Path,
-    offers: list[Offer | None],
+    offer: Offer | None,
     commands: dict[str, list[str]],
     timeout: float,
     report: bool | None,
@@ -238,8 +240,7 @@ def _keep(
             sys.stdout.flush()
 
     installers = [
-        Installer(client, ref, into, offer=offer, timeout_s=timeout, tell=tell, **commands)
-        for ref, offer in zip(refs, offers, strict=True)
+        Installer(client, ref, into, offer=offer, timeout_s=timeout, tell=tell, **commands) for ref in refs
     ]
     started = []
     try:

@@ -143,6 +143,12 @@ def test_nothing_is_told_if_it_shall_not_be(alice, watch, release):  # noqa: F81
     assert robot["follows"] == []
 
 
+def test_a_robot_by_name_refuses_what_its_cells_do_not_measure(watch, release):
+    release("1.0.0")  # wants a signal "seam" of another shape
+    child = watch("--robot", "ur5e")
+    assert child.read() == ("refused", "1.0.0")
+
+
 def test_a_robot_refuses_what_it_cannot_run(watch, release, offer, tmp_path):
     release("1.0.0")
     weak = dataclasses.replace(offer, reach_m=0.1)
@@ -161,7 +167,7 @@ def test_a_robot_refuses_what_it_cannot_run(watch, release, offer, tmp_path):
         (["--apply", "--into", "x", "weld seam"], "names no skill"),
         (["--apply", "--into", "x", "sha256:" + "0" * 64], "never changes"),
         (["--apply", "--into", "x", NAME, "--after", "0"], "--after is for a watch with no --apply"),
-        (["--apply", "--into", "x", NAME, "--tool", "hand"], "--robot FILE"),
+        (["--apply", "--into", "x", NAME, "--tool", "hand"], "name it with --robot"),
         (["--apply", "--into", "x", NAME, "--health", "nowhere --now"], "no such program"),
         (["--apply", "--into", "x", NAME, "--probe", "sh -c 'x"], "No closing quotation"),
         (["--apply", "--into", "x", NAME, "--health-timeout", "0"], "--health-timeout"),
