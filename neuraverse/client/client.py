@@ -174,8 +174,11 @@ class Client:
             return dataclasses.replace(held, asked=str(wanted), fresh=False)
         for text in found.warnings:
             log.warning("%s", text)
-        if found.name != wanted.name or (wanted.is_exact and found.version != wanted.which):
-            raise IntegrityError(f"the registry answered {wanted} with {found.ref}", remedy="do not trust it")
+        if found.name != wanted.name or not wanted.admits(found.version):
+            raise IntegrityError(
+                f"the registry answered {wanted} with {found.ref}",
+                remedy="if this robot is pinned there, free it; else do not trust this registry",
+            )
         self._memory.check(found)
         return dataclasses.replace(found, asked=str(wanted))
 
@@ -468,12 +471,13 @@ class Client:
         params, headers = {"wait": str(wait), "limit": "1000", **wanted}, {}
         if after is not None:
             params["after"] = after
+        if after not in (None, BEGINNING):
             headers["If-None-Match"] = f'"{after}"'
         path, ok = "/v1/events", (200, 304)
         with self._transport.stream(
             "GET", path, params=params, headers=headers, ok=ok, read_s=wait + 10.0
         ) as answer:
-            if answer.status_code == 304 and after is not None:
+            if answer.status_code == 304 and after is not None and headers:
                 return [], after, False
             page = self._transport.parsed(answer, path)
         events, cursor = page.get("events"), page.get("next")

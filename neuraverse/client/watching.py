@@ -30,6 +30,7 @@ POLL_S = 2.0  # mean pause between polls where streams do not get through
 SILENCE_S = 45.0  # a stream without even a heartbeat for so long is dead
 MAX_PAUSE_S = 30.0
 _FIRST_PAUSE_S = 0.5
+_DOUBLINGS = 10  # of a pause; beyond any longest one, and no number overflows
 _STOP_CHECK_S = 0.1
 
 Page = tuple[list[Event], str, bool]
@@ -88,7 +89,7 @@ class _Watch:
 
     def _pause(self) -> None:
         if self._failures:
-            longest = min(MAX_PAUSE_S, _FIRST_PAUSE_S * 2.0**self._failures)
+            longest = min(MAX_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self._failures, _DOUBLINGS))
         else:
             longest = _FIRST_PAUSE_S if time.monotonic() >= self._stream_from else 2.0 * POLL_S
         self._stop.wait(random.uniform(0.0, longest))

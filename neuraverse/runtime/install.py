@@ -334,7 +334,9 @@ class Reporter:
     def _work(self) -> None:
         failures = 0
         while True:
-            self._wake.wait(random.uniform(0.0, min(_MAX_PAUSE_S, 2.0**failures)) if failures else None)
+            self._wake.wait(
+                random.uniform(0.0, min(_MAX_PAUSE_S, 2.0 ** min(failures, 10))) if failures else None
+            )
             self._wake.clear()
             ending = self._ending
             try:

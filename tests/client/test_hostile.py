@@ -831,7 +831,7 @@ def watched(client, count, seconds=20.0):
     timer = threading.Timer(seconds, stop.set)
     timer.start()
     try:
-        for event in client.watch(0, stop=stop):
+        for event in client.watch("0", stop=stop):
             found.append(event)
             if len(found) == count:
                 stop.set()
@@ -854,11 +854,11 @@ def quick(monkeypatch):
 
 def event(number, **fields):
     texts = {"type": "published", "name": NAME, "version": "1.1.0", "digest": "sha256:x", "at": ""}
-    return json.dumps({"id": number, **texts, **fields})
+    return json.dumps({"id": number, "cursor": f"00000000-{number}"[:20], **texts, **fields})
 
 
 BLOCKS = {
-    "no JSON": "id: 1\ndata: {\n\n",
+    "no JSON": "id: 00000000-1\ndata: {\n\n",
     "deep JSON": f"data: {'[' * 100_000}\n\n",
     "an array": "data: []\n\n",
     "no id": "data: {}\n\n",
@@ -881,7 +881,7 @@ def test_an_event_feed_that_lies(robot, registry, quick, name):
     def attack(request, honest):
         if request.url.path == "/v1/events":
             done = next(rounds) > 2
-            page = {"events": [json.loads(good)] if done else [], "next": 7 if done else 0}
+            page = {"events": [json.loads(good)] if done else [], "next": "00000000-7" if done else "0"}
             return answer(json.dumps(page).encode(), kind=JSON)
         return stream(BLOCKS[name])
 
@@ -892,8 +892,8 @@ def test_an_event_feed_that_lies(robot, registry, quick, name):
 def test_events_out_of_order_come_once(robot, registry, quick):
     def attack(request, honest):
         if request.url.path == "/v1/events":
-            return answer(b'{"events": [], "next": 0}', kind=JSON)
-        return stream(*(f"id: {n}\ndata: {event(n)}\n\n" for n in (1, 3, 2, 3, 1, 4)))
+            return answer(b'{"events": [], "next": "0"}', kind=JSON)
+        return stream(*(f"id: 00000000-{n}\ndata: {event(n)}\n\n" for n in (1, 3, 2, 3, 1, 4)))
 
     registry.attack = attack
     assert [found.id for found in watched(robot, 3)] == [1, 3, 4]
@@ -901,11 +901,11 @@ def test_events_out_of_order_come_once(robot, registry, quick):
 
 @pytest.mark.parametrize("number", ["9" * 5000, "-1", "x", "\N{SUPERSCRIPT TWO}", ""])
 def test_a_reset_to_nowhere(robot, registry, quick, number):
-    """An id that is no number means the beginning."""
+    """An id that is no cursor means the beginning."""
 
     def attack(request, honest):
         if request.url.path == "/v1/events":
-            return answer(b'{"events": [], "next": 0}', kind=JSON)
+            return answer(b'{"events": [], "next": "0"}', kind=JSON)
         return stream(f"id: {number}\nevent: reset\n\n")
 
     registry.attack = attack

@@ -7,7 +7,10 @@ from neuraverse.client.refs import is_path, resolved_of
 from neuraverse.errors import NetworkError, UsageError
 
 DIGEST = "sha256:" + "ab" * 32
-EVENT = {"id": 3, "type": "published", "name": "a/b", "version": "1.0.0", "digest": DIGEST, "at": "2026"}
+EVENT = {
+    **{"id": 3, "cursor": "0123abcd-3", "type": "published", "name": "a/b", "version": "1.0.0"},
+    **{"digest": DIGEST, "at": "2026"},
+}
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,21 @@ def test_what_is_no_reference(text):
         Ref.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("which", "version", "may"),
+    [
+        ("1.0.0", "1.0.0", True),
+        ("1.0.0", "1.0.1", False),
+        ("^1.2", "1.3.0", True),
+        ("^1.2", "2.0.0", False),
+        ("stable", "2.0.0", True),
+        ("latest", "0.1.0", True),
+    ],
+)
+def test_what_a_reference_may_mean(which, version, may):
+    assert Ref(name="acme/weld", which=which).admits(version) == may
+
+
 def test_paths_are_told_from_references(tmp_path, monkeypatch):
     assert all(map(is_path, [tmp_path, "./x", "../x", "/x", "~/x", ".", ".."]))
     assert not is_path("acme/weld")
@@ -51,7 +69,13 @@ def test_paths_are_told_from_references(tmp_path, monkeypatch):
 
 def test_events_are_read():
     assert Event.of(EVENT) == Event(
-        id=3, type="published", name="a/b", version="1.0.0", digest=DIGEST, at="2026"
+        id=3,
+        cursor="0123abcd-3",
+        type="published",
+        name="a/b",
+        version="1.0.0",
+        digest=DIGEST,
+        at="2026",
     )
     full = EVENT | {"parents": [DIGEST], "interface": DIGEST, "alias": "x", "previous": None, "later": 1}
     assert Event.of(full).parents == (DIGEST,)
@@ -63,6 +87,7 @@ def test_events_are_read():
     [
         *(None, [], "x", {}),
         *(EVENT | changes for changes in ({"id": "3"}, {"id": True}, {"id": 0}, {"name": None})),
+        *(EVENT | changes for changes in ({"cursor": 3}, {"cursor": "3"}, {"cursor": None})),
         *(EVENT | changes for changes in ({"parents": "x"}, {"parents": [1]})),
     ],
 )
@@ -79,8 +104,18 @@ def test_malformed_resolutions(plain):
 
 def test_malformed_summaries():
     good = {k: "x" for k in ("name", "version", "digest", "title", "description", "robot", "created")}
-    good |= {"rate": 0.5, "lower": 0.4, "n": 10}
+    good |= {k: "x" for k in ("task", "interface", "license", "visibility")}
+    good |= {"rate": 0.5, "lower": 0.4, "n": 10, "tags": [], "field": None}
+    good |= {"evidence": {"bound": 0.4, "n": 10, "source": "simulation"}}
     assert Summary.of(good).n == 10
-    for wrong in ({"rate": "x"}, {"n": None}, {"title": 3}, {"lower": float("nan")}, {"n": 10**400}):
+    for wrong in (
+        {"rate": "x"},
+        {"n": None},
+        {"title": 3},
+        {"lower": float("nan")},
+        {"n": 10**400},
+        {"evidence": 1},
+        {"tags": [1]},
+    ):
         with pytest.raises(NetworkError, match="malformed"):
             Summary.of(good | wrong)
