@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import os
 import tempfile
@@ -247,6 +248,8 @@ async def _rounds(
     await database.open()
     await database.read(fitting.load)
     mark = await database.read(events.mark)
+    gc.collect()
+    gc.freeze()  # as the server does when it is ready
     headers = {who: {"Authorization": f"Bearer {fill.token(who)}"} for who in fill.READERS} | {"": {}}
     with httpx.Client(base_url=address, timeout=60.0) as http:
 
@@ -276,6 +279,7 @@ async def _rounds(
                     if k >= 0:
                         times[who, kind, size] += taken
             say(f"  {size:,} skills: round {k + 1} of {options.rounds}")
+    gc.unfreeze()
     await database.close()
 
 

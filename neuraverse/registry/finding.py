@@ -1,17 +1,17 @@
 """Finding skills: by words and facets, and those that a robot can run; the best proven first.
 
 What is read and why so is told in `listing`. A cursor is the feed's mark, as in `events`, and the rank of the
-last skill of a page. Ranks that change meanwhile move a skill, so that it may be met twice or not at all; no
-other change makes a page repeat or leave out one.
+last skill of a page. A skill whose rank changes between two pages may be on both or on neither; all others
+are on one, whatever is published meanwhile.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -45,13 +45,14 @@ COUNTED = ("task", "interface", "robot", "tag", "license", "org")
 _FEW_SHELVES = 32  # up to so many are asked for one by one, else all of their scopes
 _AT_ONCE = 16  # shelves
 _LAST = 2**63 - 1
-_POSTINGS = select(postings).where(
-    postings.c.scope.in_(bindparam("scopes", expanding=True)),
-    postings.c.term.in_(bindparam("terms", expanding=True)),
+_P, _S, _V = postings.c, standings.c, versions.c
+_POSTINGS = select(_P.scope, _P.block, _P.places).where(
+    _P.scope.in_(bindparam("scopes", expanding=True)),
+    _P.term.in_(bindparam("terms", expanding=True)),
 )
-_STANDINGS = select(standings).where(standings.c.scope.in_(bindparam("scopes", expanding=True)))
-_SOME_STANDINGS = _STANDINGS.where(standings.c.shelf.in_(bindparam("shelves", expanding=True)))
-_V = versions.c
+_STANDINGS = select(_S.best, _S.scope, _S.shelf, _S.places)
+_STANDINGS = _STANDINGS.where(_S.scope.in_(bindparam("scopes", expanding=True)))
+_SOME_STANDINGS = _STANDINGS.where(_S.shelf.in_(bindparam("shelves", expanding=True)))
 _SHOWN = (skills.c.name, skills.c.visibility, skills.c.org_id, _V.robot, _V.interface, _V.facets)
 _FACETS = (
     select(*_SHOWN)
@@ -142,13 +143,13 @@ class _Found:
     """Where skills stand that match.
 
     Attributes:
-        shelves: Rows of `standings`, those with the best rank first.
+        shelves: Best rank, scope, shelf and places of rows of `standings`, in the order of their best ranks.
         having: By scope and shelf, the places that have all terms; shape (SHELF,). None if all have.
         met: What `Fitting.met` gives; None if any interface will do.
         worst: Only ranks up to this one.
     """
 
-    shelves: list[Any]
+    shelves: list[tuple[int, int, int, bytes]]
     having: dict[tuple[int, int], Flags] | None
     met: Flags | None
     worst: int
@@ -159,24 +160,28 @@ def _find(db: Connection, caller: Caller, asked: Asked, met: Flags | None = None
     if caller.account is not None:
         scopes.append(SIGNED_IN)
     having = _having(db, scopes, terms) if terms else None
-    shelves: list[Any] = []
-    if having is None:
-        shelves += db.execute(_STANDINGS, {"scopes": _padded(scopes)}) if terms is not None else ()
-    elif having:
+    query, given = _STANDINGS, {"scopes": _padded(scopes)}
+    if having:
         in_scopes, at = {scope for scope, _ in having}, {shelf for _, shelf in having}
-        few = len(at) <= _FEW_SHELVES
-        given = {"scopes": _padded(list(in_scopes))} | ({"shelves": _padded(list(at))} if few else {})
-        rows = db.execute(_SOME_STANDINGS if few else _STANDINGS, given)
-        shelves += [row for row in rows if (row.scope, row.shelf) in having]
-    shelves.sort(key=attrgetter("best"))
+        given = {"scopes": _padded(list(in_scopes))}
+        if len(at) <= _FEW_SHELVES:
+            query, given["shelves"] = _SOME_STANDINGS, _padded(list(at))
+    rows: Iterable[Any] = () if terms is None or having == {} else db.execute(query, given)
+    # Unpacked and not by name, as each name would take as long as all else that is done to a row.
+    shelves = [
+        (best, scope, shelf, places)
+        for best, scope, shelf, places in rows
+        if having is None or (scope, shelf) in having
+    ]
+    shelves.sort(key=itemgetter(0))
     return _Found(shelves=shelves, having=having, met=met, worst=rank_of(asked.success, LAST_TIE))
 
 
 def _having(db: Connection, scopes: Sequence[int], terms: Sequence[int]) -> dict[tuple[int, int], Flags]:
     """Shelves on which some skill has all terms, and the places of these."""
     held: dict[tuple[int, int], list[bytes]] = defaultdict(list)
-    for row in db.execute(_POSTINGS, {"scopes": _padded(scopes), "terms": _padded(terms)}):
-        held[row.scope, row.block].append(row.places)
+    for scope, block, places in db.execute(_POSTINGS, {"scopes": _padded(scopes), "terms": _padded(terms)}):
+        held[scope, block].append(places)
     found = {}
     for (scope, block), each in held.items():
         if len(each) == len(terms):
@@ -196,14 +201,13 @@ def _best(found: _Found, after: int, count: int) -> npt.NDArray[np.void]:
     best, worst = np.zeros(0, STANDING), found.worst
     for i in range(0, len(found.shelves), _AT_ONCE):
         some = found.shelves[i : i + _AT_ONCE]
-        if some[0].best > worst:
+        if some[0][0] > worst:
             break
-        standing = np.frombuffer(b"".join([row.places for row in some]), STANDING)
+        standing = np.frombuffer(b"".join([places for *_, places in some]), STANDING)
         good = (standing["rank"] > after) & (standing["rank"] <= worst)
         if found.having is not None:
-            flags = [
-                found.having[row.scope, row.shelf][: len(row.places) // STANDING.itemsize] for row in some
-            ]
+            size = STANDING.itemsize  # the last shelf of a scope may be shorter
+            flags = [found.having[at, shelf][: len(places) // size] for _, at, shelf, places in some]
             good &= np.concatenate(flags)
         if found.met is not None:
             good &= found.met[np.minimum(standing["interface"], len(found.met) - 1)]

@@ -86,7 +86,7 @@ class Fitting:
     def met(self, db: Connection, offer: Offer) -> npt.NDArray[np.bool_]:
         """Whether a robot can supply each interface, by its id; the last is False, for all others."""
         ids = np.concatenate([part.met(offer) for part in self._parts(db)])
-        found = np.zeros(max(ids, default=0) + 2, np.bool_)
+        found = np.zeros(ids.max(initial=0) + 2, np.bool_)
         found[ids] = True
         return found
 
