@@ -57,17 +57,11 @@ class Parcel:
         Raises:
             IntegrityError: It cannot.
         """
-        from neuraverse.versions import parse_range
-
         ref, manifest = self._ref, self.manifest
         found = Resolved(name=manifest.name, version=manifest.version, digest=self.digest)
-        wrong = manifest.name != ref.name or said != self.digest
+        wrong = manifest.name != ref.name or said != self.digest or not ref.admits(manifest.version)
         if wanted is not None:
             wrong = wrong or found.digest != wanted.digest
-        if ref.is_exact:
-            wrong = wrong or manifest.version != ref.which
-        elif ref.is_range:
-            wrong = wrong or not parse_range(ref.which).allows(manifest.version)
         if wrong:
             meant = ref if wanted is None else f"{wanted.ref} ({wanted.digest})"
             raise IntegrityError(

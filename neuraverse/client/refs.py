@@ -64,6 +64,14 @@ class Ref:
         """Whether it names a range of versions."""
         return bool(self.which) and not self.is_exact and not self.which[0].isalpha()
 
+    def admits(self, version: str) -> bool:
+        """Whether it may mean a version at all: itself, one in its range, or whatever an alias points to."""
+        from neuraverse.versions import parse_range
+
+        if self.is_range:
+            return parse_range(self.which).allows(version)
+        return not self.is_exact or version == self.which
+
     @property
     def path(self) -> str:
         """Path of it below a registry's address."""

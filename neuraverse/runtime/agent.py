@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("neuraverse.runtime")
 _FIRST_PAUSE_S = 0.5
+_DOUBLINGS = 10  # of a pause; beyond the longest one, and no number overflows
 _MAX_PAUSE_S = 30.0
 _MOST_FAILED = 1000  # skills that are remembered as refused
 
@@ -210,14 +211,12 @@ class RobotAgent(Holder):
 
     def _fall_back(self) -> bool:
         """Take the skill in the cache that was used last and is still good; True if there is one."""
-        from neuraverse.versions import parse_range
-
         for each in self._client.cached(self._ref.name):
             if each.digest == self._tried or each.digest in self._failed or self._ref.is_exact:
                 continue
             found: Resolved | None = None
             try:
-                if self._ref.is_range and not parse_range(self._ref.which).allows(each.version):
+                if not self._ref.admits(each.version):
                     continue
                 found = self._still(each)
                 self._take(found)
@@ -283,5 +282,5 @@ class RobotAgent(Holder):
             self._on_refusal(refusal)
 
     def _pause(self, failures: int) -> None:
-        longest = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2.0**failures)
+        longest = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(failures, _DOUBLINGS))
         self._stop.wait(random.uniform(0.0, longest))

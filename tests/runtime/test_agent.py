@@ -150,6 +150,20 @@ def test_a_registry_that_answers_with_something_else_is_told(robot, offer, monke
     assert [(r.ref, r.digest) for r in refusals] == [(f"{NAME}@latest", "")]
 
 
+def test_what_is_not_in_the_range_that_it_follows_is_refused(robot, release, offer, monkeypatch):
+    """Whether the registry lies or the robot is pinned there."""
+    first = release("1.0.0")
+    second, refusals = release("2.0.0"), []
+    agent = RobotAgent(robot, None, offer, follow=f"{NAME}@^1", on_refusal=refusals.append)
+    agent.update()
+    answer = {"name": NAME, "version": "2.0.0", "digest": second.digest}
+    monkeypatch.setattr(robot._transport, "json", lambda *_, **__: answer)
+    with pytest.raises(IntegrityError, match="if this robot is pinned there, free it"):
+        agent.update()
+    assert agent.skill.digest == first.digest
+    assert len(refusals) == 1
+
+
 def test_what_was_refused_is_not_tried_again_before_something_else_was_meant(robot, author, release, offer):
     tried, kept, refusals = [], [], []
 
@@ -283,6 +297,17 @@ def test_what_cannot_be_followed(robot, offer):
     with pytest.raises(UsageError, match="started before"):
         agent.start()
     agent.stop()
+
+
+def test_a_registry_that_is_down_for_a_month(robot, offer, monkeypatch):
+    """Pauses get longer, to an end, however many there were."""
+    pauses = []
+    agent = RobotAgent(robot, None, offer, follow=NAME)
+    monkeypatch.setattr(agent._stop, "wait", pauses.append)
+    for failures in (0, 1, 100, 100_000):
+        agent._pause(failures)
+    assert len(pauses) == 4
+    assert max(pauses) <= 30.0
 
 
 def test_stop_is_soon(robot, release, offer):
