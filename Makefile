@@ -40,7 +40,7 @@ format: $(VENV)/.ready-all,dev ## format and fix
 	@$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.ready-bench,dev ## the benchmarks against peers, about an hour; results in benchmarks/results
-	@for name in sim train policy registry search; do $(BIN)/python -m benchmarks $$name --json benchmarks/results/$$name.json || exit 1; done
+	@for name in sim train policy registry search fleet; do $(BIN)/python -m benchmarks $$name --json benchmarks/results/$$name.json || exit 1; done
 
 clean: ## remove .venv, caches and the demo's runs; your own runs stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo runs/demo-*

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from benchmarks.fleet_agents import STEPS
+from benchmarks.fleet_swap import figures, measure_swap
 from benchmarks.harness import Options, Report, say
 from benchmarks.machine import other_load
 from benchmarks.registry_peers import ORG as AUTHOR
@@ -55,6 +56,9 @@ def measure(options: Options) -> Report:
             robots = tokens[: 8 if options.quick else ROBOTS]
             for kind in ("stream", "poll"):
                 _agents(report, options, folder, url, robots, author, kind)
+    rows = measure_swap(options.quick)
+    report.rows += rows
+    report.figures |= figures(rows)
     return report
 
 
