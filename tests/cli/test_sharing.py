@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from neuraverse.skill import FILES, MANIFEST, SIGNATURE
+from neuraverse.skill import FILES, MANIFEST, SIGNATURE, Skill
 from neuraverse.trust import KeyStore, verify
+from tests.conftest import INTERFACE
 
 
 @pytest.fixture
@@ -106,6 +108,27 @@ def test_pull_prints_the_folder_and_needs_trust(
     assert as_json("pull", parent.digest) == pulled
     assert pulled["path"] in neuraverse("pull", parent.digest).stdout
     assert as_json("verify", "acme/weld-seam")["signed_by"] == publisher.public_key().fingerprint
+
+
+def test_search_by_facets_and_by_what_a_robot_can_run(neuraverse, as_json, published, tiny, tmp_path):
+    assert [s["name"] for s in as_json("search", "--org", "me", "--tag", "welding")] == ["me/weld-slow"]
+    assert as_json("search", "--success", "0.99") == []
+    said = neuraverse("search", "--license", "MIT").stdout
+    assert "matches" in said
+    shown = neuraverse("search", "--limit", "1")
+    assert "there are more: --limit N" in shown.stderr
+    assert "88.8% in simulation" in shown.stdout
+    assert as_json("search", "--runs-on", "ur5e") == []
+    twist = INTERFACE.action[0]
+    interface = dataclasses.replace(INTERFACE, observation=INTERFACE.observation[:3], action=(twist,))
+    weights = tiny.weights(0, (8, 8), interface)
+    manifest = tiny.manifest(weights, interface, name="acme/reach")
+    skill = Skill.write(tmp_path / "reach", manifest, tiny.files(weights, interface))
+    neuraverse("publish", skill.path)
+    assert [s["name"] for s in as_json("search", "--runs-on", "ur5e")] == ["acme/reach"]
+    assert as_json("search", "weld-slow", "--runs-on", "ur5e") == []
+    assert "did you mean ur5e" in neuraverse("search", "--runs-on", "ur5", code=2).error
+    assert "--runs-on" in neuraverse("search", "--env", "x", code=2).error
 
 
 def test_pull_for_a_robot_refuses_what_does_not_fit(neuraverse, published):
