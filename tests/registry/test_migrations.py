@@ -68,6 +68,8 @@ def test_skills_survive_a_step_down_and_up(settings, tiny_skill, publisher, stat
     migrate(settings, "head")
     with TestClient(create_app(settings)) as api:
         assert api.get("/v1/skills/acme/weld-seam/stable").json()["digest"] == tiny_skill.digest
+        (found,) = api.get("/v1/skills?q=seam&tag=welding").json()["skills"]
+        assert found["digest"] == tiny_skill.digest
         assert [e["type"] for e in api.get("/v1/events?after=0").json()["events"]] == ["published", "alias"]
 
 
@@ -93,6 +95,7 @@ def test_a_registry_of_the_first_release_is_served(plain, data_dir, tiny_skill):
             (folder / entry.sha256).write_bytes(tiny_skill.read(name))
     with TestClient(create_app(plain)) as api:
         assert api.get("/v1/skills/acme/weld-seam/latest").json()["digest"] == digest
+        assert api.get("/v1/skills?q=weld&license=apache-2.0").json()["skills"][0]["digest"] == digest
         for name, entry in entries.items():
             assert api.get(f"/v1/blobs/{entry.sha256}").content == tiny_skill.read(name)
 
