@@ -43,6 +43,10 @@ def test_publish_and_read_back(api, tiny_skill, publish, publisher):
         "publisher": publisher.public_key().fingerprint,
         "state": "active",
         "reason": "",
+        "because": "",
+        "evaluation": {name: getattr(tiny_skill.manifest.evaluation, name) for name in ("rate", "lower")}
+        | {"n": tiny_skill.manifest.evaluation.episodes},
+        "field": None,
         "warnings": [],
         "parents": [],
         "children": [],
