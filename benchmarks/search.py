@@ -371,6 +371,7 @@ def _notes(report: Report, load: Sequence[float]) -> None:
         "one question at a time; `function` is one run by the server's own `Database.read`, `http` the whole "
         "way over loopback, client included",
         "growth is the largest registry's figure over the smallest one's",
+        "PostgreSQL's own processes count as other load",
         f"load average at the start and after each database: {', '.join(f'{each:.2f}' for each in load)} on "
         f"{os.cpu_count()} CPUs; where it is above 1, other work ran on the machine, and most of p99 is its",
     ]
