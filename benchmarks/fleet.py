@@ -27,9 +27,10 @@ from benchmarks.registry_peers import make_skills
 from benchmarks.registry_servers import served
 from neuraverse.client import Client
 from neuraverse.keys import KeyStore
-from neuraverse.registry import Settings, accounts
-from neuraverse.registry.access import Access
+from neuraverse.registry import Settings
 from neuraverse.registry.service import opened
+from neuraverse.registry.tenants import accounts, orgs
+from neuraverse.registry.tenants.access import Access
 
 ORGS = 50
 WATCHERS = 2000
@@ -74,15 +75,15 @@ async def _tenants(data: Path, robots: int) -> tuple[list[str], str]:
 
         def make(db: Any, caller: Any, org: int) -> list[str]:
             made = (
-                accounts.add_robot(db, caller, f"org-{org}", f"r{i}", ["read", "report"], 24.0)
+                robots.add_robot(db, caller, f"org-{org}", f"r{i}", ["read", "report"], 24.0)
                 for i in range(org, robots, ORGS)
             )
             return [each["token"] for each in made]
 
         found: list[str] = []
-        await write(accounts.make_org, await access.caller(f"Bearer {token}"), AUTHOR, "public")
+        await write(orgs.make_org, await access.caller(f"Bearer {token}"), AUTHOR, "public")
         for org in range(ORGS):
-            await write(accounts.make_org, await access.caller(f"Bearer {token}"), f"org-{org}", "public")
+            await write(orgs.make_org, await access.caller(f"Bearer {token}"), f"org-{org}", "public")
             access.forget()
             found += await write(make, await access.caller(f"Bearer {token}"), org)
         return found, token

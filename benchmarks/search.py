@@ -29,12 +29,13 @@ from benchmarks.harness import Options, Report, say
 from benchmarks.machine import other_load
 from benchmarks.registry_servers import served
 from neuraverse.interface import Offer
-from neuraverse.registry import events, finding, index
-from neuraverse.registry.access import ROLES, Caller
+from neuraverse.registry import events, index
 from neuraverse.registry.database import Database
-from neuraverse.registry.finding import Asked
-from neuraverse.registry.fitting import Fitting
-from neuraverse.registry.listing import rank_of
+from neuraverse.registry.finding import searches
+from neuraverse.registry.finding.fitting import Fitting
+from neuraverse.registry.finding.listing import rank_of
+from neuraverse.registry.finding.searches import Asked
+from neuraverse.registry.tenants.access import ROLES, Caller
 
 SIZES, QUICK_SIZES = (10_000, 31_623, 100_000), (300, 1000)
 SAMPLES = {"function": 40, "http": 20, "peer": 5}  # of each kind in a round
@@ -288,9 +289,9 @@ async def _ask(database: Database, fitting: Fitting, question: Question) -> None
     if question.skill:
         await database.read(index.find, who, question.skill, question.which)
     elif question.offer is not None:
-        await database.read(finding.runnable, who, fitting, question.offer, asked, cursor, PAGE)
+        await database.read(searches.runnable, who, fitting, question.offer, asked, cursor, PAGE)
     else:
-        await database.read(finding.search, who, asked, cursor, PAGE, facets=question.counts)
+        await database.read(searches.search, who, asked, cursor, PAGE, facets=question.counts)
 
 
 def _send(http: httpx.Client, question: Question, headers: dict[str, str]) -> None:

@@ -20,10 +20,10 @@ from sqlalchemy import Connection, delete
 
 from neuraverse.interface import Interface, Offer, Requirements, Signal
 from neuraverse.manifest import wilson_lower
-from neuraverse.registry.access import digest
 from neuraverse.registry.database import Database
-from neuraverse.registry.listing import complete
+from neuraverse.registry.finding.listing import complete
 from neuraverse.registry.tables import listings, postings, standings
+from neuraverse.registry.tenants.access import digest
 from neuraverse.versions import order_key
 
 TENANTS, VERSIONS, INTERFACES, VOCABULARY = 50, 10, 2000, 20_000

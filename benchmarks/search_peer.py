@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from neuraverse.registry.access import Caller
-from neuraverse.registry.finding import Asked
+from neuraverse.registry.finding.searches import Asked
+from neuraverse.registry.tenants.access import Caller
 
 _SAID = (
     "s.name || ' ' || v.title || ' ' || v.robot || ' ' || v.description || ' ' || CAST(v.facets AS VARCHAR)"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from neuraverse.cli import reference
-from neuraverse.registry import deliveries
-from neuraverse.registry.access import RIGHTS, ROLES
 from neuraverse.registry.limits import OUTBOUND_S
+from neuraverse.registry.tenants.access import RIGHTS, ROLES
+from neuraverse.registry.webhooks import deliveries
 
 DOCS = Path(__file__).parents[1] / "docs"
 COMMANDS = dict(reference.commands())

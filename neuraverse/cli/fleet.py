@@ -38,6 +38,7 @@ def add_to(app: typer.Typer) -> None:
         "fleet",
         "See what robots run, keep them at a version, or send one to a share of them first.",
         ("status", status, "acme"),
+        ("reports", reports, "acme/weld-seam --org acme"),
         ("pin", pin, "acme/arm-7 acme/weld-seam@1.0.0 --reason 'audit'"),
         ("hold", hold, "acme/arm-7 acme/weld-seam"),
         ("free", free, "acme/arm-7 acme/weld-seam"),
@@ -75,6 +76,39 @@ def status(
     if not found:
         out.line(f"{org} has no robots; `neuraverse robot add {org}/NAME` makes one an account")
     out.json({"robots": found})
+
+
+def reports(
+    skill: SkillName, org: Org = None, registry: options.Registry = None, json: options.Json = None
+) -> None:
+    """Show how a skill does on the robots of an organisation: success, and physical errors, as sums."""
+    from neuraverse.client import accounts
+    from neuraverse.client import fleet as robots
+
+    out = Out(json)
+    with accounts.reach(registry) as there:
+        org = org or robots.own_org(there)
+        found = robots.reports(there, org, skill)
+    out.table(
+        ("robot", "version", "success", "errors: mean, greatest", "body", "last"),
+        [
+            (
+                each["robot"],
+                each["version"],
+                _success(each["field"]),
+                "; ".join(
+                    f"{name} {e['mean']:.3g}, {e['max']:.3g} {e['unit']}"
+                    for name, e in each["errors"].items()
+                ),
+                each["body"].removeprefix("sha256:")[:12],
+                each["last"],
+            )
+            for each in found
+        ],
+    )
+    if not found:
+        out.line(f"no robot of {org} has reported on {skill}; see docs/robots.md")
+    out.json({"reports": found})
 
 
 def pin(
@@ -285,10 +319,7 @@ def _step(rollout: str, to: str, org: str | None, registry: str | None, json: st
 
 
 def _say(out: Out, rollout: dict[str, Any]) -> None:
-    from neuraverse.manifest import Score
-
-    counts, field = rollout["robots"], rollout["field"]
-    n, k = field["n"], field["successes"]
+    counts = rollout["robots"]
     decides = f"from {rollout['episodes']} episodes on" if rollout["episodes"] else "by hand"
     out.fields(
         [
@@ -297,7 +328,7 @@ def _say(out: Out, rollout: dict[str, Any]) -> None:
             ("version", f"{rollout['target']['version']}, from {rollout['baseline']['version']}"),
             ("state", f"{rollout['state']}; {rollout['reason']}"),
             ("share", f"{rollout['share']:g} % of {', '.join(f'{s:g}' for s in rollout['stages'])}"),
-            ("field", score_words(Score.of(k, n)) if 0 <= k <= n and n else ""),
+            ("field", _success(rollout["field"])),
             ("decides", f"{decides}; success of {rollout['threshold']:.1%} is needed"),
             (
                 "robots",
@@ -331,3 +362,11 @@ def _status_rows(robots: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         if not robot["follows"] and not robot["pins"]:
             found.append((robot["robot"], "-", "-", "", robot["last_seen"] or "", "", ""))
     return found
+
+
+def _success(field: dict[str, Any]) -> str:
+    """A success rate in the field, with its bound; empty before the first episode."""
+    from neuraverse.manifest import Score
+
+    n, k = field["n"], field["successes"]
+    return score_words(Score.of(k, n)) if 0 <= k <= n and n else ""

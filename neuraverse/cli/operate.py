@@ -227,7 +227,7 @@ def operator(data: Data = None, config: Config = None, json: options.Json = None
     For who has the registry's machine and lost the code of its first start. It works once, within a day, for
     a new account or one that is signed in; earlier codes of this kind end.
     """
-    from neuraverse.registry.accounts import new_operator
+    from neuraverse.registry.tenants.accounts import new_operator
 
     _give(data, config, json, "operate the registry", new_operator)
 
@@ -244,7 +244,7 @@ def recover(
 
     It works once, within a day. What was lost still counts: `neuraverse token list` and `token revoke`.
     """
-    from neuraverse.registry.accounts import recover as code_for
+    from neuraverse.registry.tenants.accounts import recover as code_for
 
     _give(data, config, json, f"sign in as {account}", code_for, account)
 

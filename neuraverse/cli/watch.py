@@ -10,7 +10,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +48,13 @@ def watch(
             metavar="CURSOR",
             help="Events behind this one, as `--json` shows it; 0 is the beginning, now if not given.",
         ),
+    ] = None,
+    org: Annotated[
+        str | None, typer.Option("--org", metavar="ORG", help="Only skills of this organisation.")
+    ] = None,
+    interface: Annotated[
+        str | None,
+        typer.Option("--interface", metavar="DIGEST", help="Only versions with this interface, sha256:…"),
     ] = None,
     apply: Annotated[
         bool, typer.Option("--apply", help="Keep skills installed at what each REF means.")
@@ -123,9 +130,10 @@ def watch(
         given = {"--into": into, "--robot": robot, "--tool": tool, "--env": env, "--probe": probe}
         _only_with("--apply", {**given, "--health": health, "--report": report})
         with Client(registry) as client:
-            _print_events(client, after, _one_name(refs or ()), json=json)
+            events = client.watch(after, _one_name(refs or ()), org=org, interface=interface)
+            _print_events(events, json=json)
         return
-    _only_with("no --apply", {"--after": after})
+    _only_with("no --apply", {"--after": after, "--org": org, "--interface": interface})
     if not refs or into is None:
         raise UsageError(
             "--apply needs at least one REF, and --into DIR", remedy="name what to keep, and where"
@@ -160,9 +168,9 @@ def _one_name(refs: list[str] | tuple[()]) -> str | None:
     return refs[0] if refs else None
 
 
-def _print_events(client: Client, after: str | None, name: str | None, *, json: bool) -> None:
+def _print_events(events: Iterable[Event], *, json: bool) -> None:
     out = Out()
-    for event in client.watch(after, name):
+    for event in events:
         if json:
             out_line(dataclasses.asdict(event))
         else:

@@ -486,7 +486,13 @@ class Client:
         return [Event.of(e) for e in events], cursor, page.get("reset") is True
 
     def watch(
-        self, after: str | None = None, name: str | None = None, stop: threading.Event | None = None
+        self,
+        after: str | None = None,
+        name: str | None = None,
+        stop: threading.Event | None = None,
+        *,
+        org: str | None = None,
+        interface: str | None = None,
     ) -> Iterator[Event]:
         """Events as they happen, each once and in order, for ever.
 
@@ -496,12 +502,16 @@ class Client:
             after: Cursor to begin behind; "0" is the beginning, None is now, for which the registry is asked.
             name: Only events of this skill, and resets.
             stop: Ends the iteration soon after it is set.
+            org: Only events of this organisation's skills.
+            interface: Only events of versions with this interface, ``sha256:<hex>``.
 
         Raises:
             NetworkError: The cursor of now could not be asked for. Later failures are waited out.
         """
         start = self.cursor() if after is None else after
-        return watch(self._transport, self._events, start, name, stop)
+        given = {"skill": name, "org": org, "interface": interface}
+        wanted = {key: value for key, value in given.items() if value is not None}
+        return watch(self._transport, self._events, start, wanted, stop)
 
 
 def _slug(alias: str) -> str:

@@ -38,6 +38,26 @@ def status(registry: Transport, org: str) -> list[dict[str, Any]]:
     return found
 
 
+def reports(registry: Transport, org: str, skill: str) -> list[dict[str, Any]]:
+    """What robots of an organisation reported of a skill, those that reported last first.
+
+    Raises:
+        UsageError: The skill cannot be one.
+        RegistryError: The registry refused; the message says why.
+        NetworkError: It could not be asked.
+    """
+    path = f"/v1/orgs/{accounts.label('organisation', org)}/reports"
+    answer = registry.json("GET", path, params={"skill": _skill(skill)})
+    found = rows(
+        answer, "reports", robot=TEXT, version=TEXT, body=TEXT, field=OBJECT, errors=OBJECT, last=TEXT
+    )
+    for each in found:
+        checked(each["field"], n=COUNT, successes=COUNT, lower=NUMBER)
+        for error in each["errors"].values():
+            checked(error, unit=TEXT, n=COUNT, mean=NUMBER, max=NUMBER)
+    return found
+
+
 def pin(registry: Transport, robot: str, ref: str, reason: str) -> None:
     """Keep a robot at a version of a skill, ``org/skill@1.0.0``; without the version, at what it runs of it.
 

@@ -40,7 +40,7 @@ def watch(
     transport: Transport,
     poll: Callable[..., Page],
     after: str,
-    name: str | None,
+    wanted: Mapping[str, str],
     stop: threading.Event | None,
 ) -> Iterator[Event]:
     """Events behind `after`; see `Client.watch`.
@@ -49,12 +49,14 @@ def watch(
         transport: The registry.
         poll: Gives events behind a cursor, the next cursor, and whether the feed was reset.
         after: Cursor to begin behind.
-        name: Only events of this skill, and resets.
+        wanted: What the events must be of: ``skill``, ``org``, ``interface``; resets come in any case.
         stop: Ends the iteration.
     """
-    wanted = {} if name is None else {"skill": name}  # a registry that does not know it sends everything
+    skill, org = wanted.get("skill"), wanted.get("org")
     for event in _Watch(transport, poll, after, wanted, stop or threading.Event()).run():
-        if name is None or event.name == name or event.type == "reset":
+        # A registry that does not know the filters sends everything.
+        other = skill not in (None, event.name) or (org and not event.name.startswith(f"{org}/"))
+        if event.type == "reset" or not other:
             yield event
 
 

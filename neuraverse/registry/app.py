@@ -13,8 +13,7 @@ import neuraverse
 from neuraverse.registry import problems
 from neuraverse.registry.bodies import BodyLimit
 from neuraverse.registry.config import Settings
-from neuraverse.registry.finding import Asked, search
-from neuraverse.registry.identify import Identify
+from neuraverse.registry.finding.searches import Asked, search
 from neuraverse.registry.limits import MAX_PAGE, MAX_QUERY_CHARACTERS
 from neuraverse.registry.logs import Access
 from neuraverse.registry.metrics import Measure, Metrics
@@ -23,6 +22,7 @@ from neuraverse.registry.routes import accounts, blobs, events, finding, fleet, 
 from neuraverse.registry.routes.fields import ProblemDocument
 from neuraverse.registry.routes.finding import Cursor
 from neuraverse.registry.service import Registry
+from neuraverse.registry.tenants.identify import Identify
 
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"
 

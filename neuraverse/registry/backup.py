@@ -26,9 +26,9 @@ from sqlalchemy import Connection, Table, func, insert, select, text
 
 from neuraverse.errors import IntegrityError, UsageError
 from neuraverse.registry import tables
+from neuraverse.registry.finding.listing import complete
 from neuraverse.registry.index import counts
 from neuraverse.registry.limits import MIB
-from neuraverse.registry.listing import complete
 from neuraverse.registry.stores import Incoming
 from neuraverse.storage import disk_errors, read_regular, sync_folder, write_atomic
 

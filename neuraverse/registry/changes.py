@@ -12,13 +12,11 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, insert, sel
 
 from neuraverse.errors import SignatureError
 from neuraverse.keys import PublicKey
-from neuraverse.registry import quotas
-from neuraverse.registry.access import Caller, Right, forbidden, note, rights_changed
 from neuraverse.registry.config import Settings
 from neuraverse.registry.database import notify
 from neuraverse.registry.events import now_us, tell
+from neuraverse.registry.finding.listing import relist
 from neuraverse.registry.index import LATEST, find_skill, find_version
-from neuraverse.registry.listing import relist
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.tables import (
     ACTIVE,
@@ -32,6 +30,8 @@ from neuraverse.registry.tables import (
     skills,
     versions,
 )
+from neuraverse.registry.tenants import quotas
+from neuraverse.registry.tenants.access import Caller, Right, forbidden, note, rights_changed
 from neuraverse.statement import Statement, parse, verify
 
 _STATES = {"yank": (YANKED, "yanked"), "unyank": (ACTIVE, "unyanked"), "revoke": (REVOKED, "revoked")}
@@ -86,7 +86,7 @@ def show(db: Connection, caller: Caller, settings: Settings, name: str, visibili
     """Show a skill to others, or hide it; for `Registry.rule`.
 
     Raises:
-        Problem: 401, 403, 404, 409 nobody could see it, 429.
+        Problem: 401, 403, 404, 429.
     """
     skill = find_skill(db, caller, name)
     org = db.execute(select(orgs).where(orgs.c.id == skill.org_id)).one()

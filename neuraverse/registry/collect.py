@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, delete, exists, select
 
-from neuraverse.registry.quotas import let_go
 from neuraverse.registry.tables import blobs, now, uploads, version_files
+from neuraverse.registry.tenants.quotas import let_go
 from neuraverse.registry.vault import known_keys
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from neuraverse.manifest import SkillManifest
-from neuraverse.registry.access import Caller
 from neuraverse.registry.index import find_version
 from neuraverse.registry.limits import MAX_LINEAGE
 from neuraverse.registry.tables import lineage, manifests, skills, versions
+from neuraverse.registry.tenants.access import Caller
 
 _PARTS = {
     "interface": ("interface",),

@@ -279,7 +279,7 @@ def _no_database() -> ConfigError:
 
 def _opened(db: Connection, migrate: bool) -> str:
     """Bring the schema up to date, or see whether it is; the registry's id."""
-    from neuraverse.registry.listing import complete  # it imports from here
+    from neuraverse.registry.finding.listing import complete  # it imports from here
 
     if migrate:
         _migrate(db)

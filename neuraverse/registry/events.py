@@ -16,8 +16,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, or_, select
 
-from neuraverse.registry.access import Caller
 from neuraverse.registry.tables import events, next_id, now, registry, skills, versions
+from neuraverse.registry.tenants.access import Caller
 
 Event = dict[str, Any]
 TYPES = (

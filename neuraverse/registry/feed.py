@@ -22,10 +22,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from neuraverse.registry import events
-from neuraverse.registry.access import Access, Caller
 from neuraverse.registry.events import Event, Wanted
 from neuraverse.registry.limits import HEARTBEAT_S, MAX_STREAMED, READER_S
 from neuraverse.registry.problems import Problem
+from neuraverse.registry.tenants.access import Access, Caller
 
 if TYPE_CHECKING:
     from neuraverse.registry.database import Database
@@ -67,6 +67,7 @@ class Feed:
         self._look_s = _LOOK_S if database.shared else _LOOK_ALONE_S
         self._told: deque[_Told] = deque()
         self._from = self._head = 0  # all events between are in `_told`, that one not included
+        self._forgotten = 0  # how often
         self._dirty = asyncio.Event()
         self._changed = asyncio.Event()
         self._pages: dict[tuple[int, Any, Wanted], tuple[bytes, int]] = {}
@@ -103,6 +104,7 @@ class Feed:
         """Rights have changed: what is kept may not be shown to everybody who could see it."""
         self._told.clear()
         self._from = self._head
+        self._forgotten += 1
         self._announce()  # readers look whether they still may read
         self._dirty.set()
 
@@ -132,9 +134,11 @@ class Feed:
 
     async def _look(self) -> None:
         while True:
-            head = self._head
-            found = await self._database.read(events.told, head, MAX_STREAMED)
-            if not found or head != self._head:
+            forgotten = self._forgotten
+            found = await self._database.read(events.told, self._head, MAX_STREAMED)
+            if forgotten != self._forgotten:
+                continue  # it may have been read before rights changed
+            if not found:
                 return
             self._head = found[-1].id
             self._told.extend(map(_Told, found))

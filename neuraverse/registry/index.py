@@ -10,8 +10,7 @@ from sqlalchemy import Connection, Row, and_, bindparam, exists, func, or_, sele
 
 from neuraverse.errors import UsageError
 from neuraverse.manifest import VERSION_PATTERN, wilson_lower
-from neuraverse.registry import steering
-from neuraverse.registry.access import Caller
+from neuraverse.registry.fleet import steering
 from neuraverse.registry.limits import MAX_LINEAGE, MAX_VERSIONS
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.stores import Blob
@@ -32,6 +31,7 @@ from neuraverse.registry.tables import (
     version_files,
     versions,
 )
+from neuraverse.registry.tenants.access import Caller
 from neuraverse.versions import parse_range
 
 LATEST = "latest"

@@ -13,16 +13,15 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, bindparam, insert, select, update
 
 from neuraverse.manifest import SkillManifest, digest_of
-from neuraverse.registry.access import Caller, forbidden, note
 from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database, notify
 from neuraverse.registry.events import now_us, tell
-from neuraverse.registry.listing import facets_of, keep_interface, relist
+from neuraverse.registry.finding.listing import facets_of, keep_interface, relist
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.quotas import Limits, event_allowed, held_before, hold, room_for, usable
 from neuraverse.registry.stores import Blob, Incoming
 from neuraverse.registry.tables import (
     PUBLIC,
+    add_row,
     blobs,
     lineage,
     manifests,
@@ -33,6 +32,8 @@ from neuraverse.registry.tables import (
     version_files,
     versions,
 )
+from neuraverse.registry.tenants.access import Caller, forbidden, note
+from neuraverse.registry.tenants.quotas import Limits, event_allowed, held_before, hold, room_for, usable
 from neuraverse.registry.vault import Vault, record
 from neuraverse.skill import check_blob
 from neuraverse.trust import PublicKey, verify_manifest
@@ -297,7 +298,7 @@ def _enter(
     counted = orgs.c.used_versions + 1
     db.execute(update(orgs).where(orgs.c.id == org.id).values(used_versions=counted))
     parents = _parents(db, new.caller, manifest.parents)
-    version_id = _add(db, versions, **_version_row(skill_id, new))
+    version_id = add_row(db, versions, **_version_row(skill_id, new))
     db.execute(
         insert(manifests), {"version_id": version_id, "manifest": new.data, "signature": new.signature}
     )
@@ -340,13 +341,7 @@ def _new_skill(db: Connection, new: Submission, org: Row[Any]) -> int:
             field="visibility",
         )
     values = {"org_id": org.id, "name": new.manifest.name, "visibility": seen, "created_at": now()}
-    return _add(db, skills, **values)
-
-
-def _add(db: Connection, table: Any, **values: Any) -> int:
-    key = db.execute(insert(table), values).inserted_primary_key
-    assert key is not None
-    return int(key[0])
+    return add_row(db, skills, **values)
 
 
 def _org(db: Connection, new: Submission) -> Row[Any] | None:
@@ -390,7 +385,7 @@ def _bind_org(db: Connection, new: Submission) -> Row[Any]:
     org = new.manifest.org
     if row is None:
         held = held_before(db, org)
-        org_id = _add(db, orgs, name=org, created_at=now(), used_bytes=held)
+        org_id = add_row(db, orgs, name=org, created_at=now(), used_bytes=held)
     else:
         org_id = row.id
     key = {"org_id": org_id, "fingerprint": new.fingerprint, "pem": new.pem, "created_at": now()}

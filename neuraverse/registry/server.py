@@ -24,10 +24,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from neuraverse.errors import StorageError, UsageError
 from neuraverse.registry import logs
-from neuraverse.registry.accounts import first_operator
 from neuraverse.registry.app import create_app
 from neuraverse.registry.config import Settings
 from neuraverse.registry.limits import MAX_HEADER_BYTES
+from neuraverse.registry.tenants.accounts import first_operator
 from neuraverse.storage import disk_errors, write_atomic
 
 

@@ -12,16 +12,16 @@ from sqlalchemy import Connection
 
 from neuraverse.errors import NeuraverseError
 from neuraverse.registry import changes
-from neuraverse.registry.access import Access, Caller
 from neuraverse.registry.collect import collect
 from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database
-from neuraverse.registry.delivering import Deliveries
 from neuraverse.registry.feed import Feed
-from neuraverse.registry.fitting import Fitting
+from neuraverse.registry.finding.fitting import Fitting
 from neuraverse.registry.publishing import Publisher, Submission
 from neuraverse.registry.stores import Store
+from neuraverse.registry.tenants.access import Access, Caller
 from neuraverse.registry.vault import Vault
+from neuraverse.registry.webhooks.delivering import Deliveries
 from neuraverse.storage import disk_errors
 
 log = logging.getLogger("neuraverse.registry")

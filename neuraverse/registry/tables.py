@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
     func,
+    insert,
     select,
 )
 
@@ -448,6 +450,13 @@ field = Table(
     Column("first_at", String(32), nullable=False),
     Column("last_at", String(32), nullable=False),
 )
+
+
+def add_row(db: Connection, table: Table, **values: Any) -> int:
+    """Insert a row; its id."""
+    key = db.execute(insert(table), values).inserted_primary_key
+    assert key is not None
+    return int(key[0])
 
 
 def next_id(db: Connection, table: Table) -> int:

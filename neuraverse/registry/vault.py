@@ -9,12 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, insert, select, update
 
 from neuraverse.errors import IntegrityError, NeuraverseError
-from neuraverse.registry.access import Caller
 from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database
 from neuraverse.registry.index import lost
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.quotas import hold, holder, usable, visible
 from neuraverse.registry.stores import Blob, Incoming, Store
 from neuraverse.registry.tables import (
     PUBLIC,
@@ -27,6 +25,8 @@ from neuraverse.registry.tables import (
     version_files,
     versions,
 )
+from neuraverse.registry.tenants.access import Caller
+from neuraverse.registry.tenants.quotas import hold, holder, usable, visible
 
 _KNOWN = select(blobs.c.sha256, blobs.c.lost).where(blobs.c.sha256.in_(bindparam("digests", expanding=True)))
 _HELD = (
@@ -170,8 +170,7 @@ class Vault:
         Raises:
             Problem: 404 unknown or expired.
         """
-        row = await self._row(caller, upload)
-        offset = min(await self.store.received(upload), row.size)
+        row, offset = await self._at(caller, upload)
         return {
             "id": upload,
             "sha256": row.sha256,
@@ -180,13 +179,14 @@ class Vault:
             "expires": row.expires_at,
         }
 
-    async def _row(self, caller: Caller, upload: str) -> Row[Any]:
+    async def _at(self, caller: Caller, upload: str) -> tuple[Row[Any], int]:
+        """The row of one of the caller's uploads, and how many bytes of it are here."""
         row = await self._database.read(_upload, caller, upload, self._settings)
         if row is None or row.expires_at <= now():
             raise Problem(
                 404, "no-such-upload", f"there is no upload {upload}, or it has expired", remedy="begin anew"
             )
-        return row
+        return row, min(await self.store.received(upload), row.size)
 
     async def append(
         self, caller: Caller, upload: str, offset: int, body: AsyncIterator[bytes], length: int | None
@@ -203,30 +203,30 @@ class Vault:
         Raises:
             Problem: 404, 409 the offset is another, 413 more than the upload's size.
         """
-        row, at = await self._row(caller, upload), await self.progress(caller, upload)
+        row, reached = await self._at(caller, upload)
         await self._database.read(holder, caller, row.holder, self._settings, row.size)
-        if offset != at["offset"]:
+        if offset != reached:
             raise Problem(
                 409,
                 "offset",
-                f"the upload stands at byte {at['offset']}, not {offset}",
+                f"the upload stands at byte {reached}, not {offset}",
                 remedy="go on from there",
                 field="Upload-Offset",
-                extra={"offset": at["offset"]},
+                extra={"offset": reached},
             )
-        if length is not None and offset + length > at["size"]:
-            raise self._longer(at["size"])
+        if length is not None and offset + length > row.size:
+            raise self._longer(row.size)
         counted = 0
 
         async def counting() -> AsyncIterator[bytes]:
             nonlocal counted
             async for chunk in body:
                 counted += len(chunk)
-                if offset + counted > at["size"]:
-                    raise self._longer(at["size"])
+                if offset + counted > row.size:
+                    raise self._longer(row.size)
                 yield chunk
 
-        return await self.store.append(upload, offset, counting(), at["size"])
+        return await self.store.append(upload, offset, counting(), row.size)
 
     @staticmethod
     def _longer(size: int) -> Problem:
@@ -244,22 +244,21 @@ class Vault:
             Problem: 404, 409 bytes are missing.
             IntegrityError: The bytes have another digest; the upload is gone.
         """
+        row, reached = await self._at(caller, upload)
         if await self._database.read(_finished, upload):
-            row = await self._row(caller, upload)
             await self.store.discard(upload)
             return str(row.sha256), False
-        row, at = await self._row(caller, upload), await self.progress(caller, upload)
-        if at["offset"] < at["size"]:
+        if reached < row.size:
             raise Problem(
                 409,
                 "incomplete",
-                f"{at['offset']} of {at['size']} bytes are here",
+                f"{reached} of {row.size} bytes are here",
                 remedy="send the rest",
-                extra={"offset": at["offset"]},
+                extra={"offset": reached},
             )
-        arrived = await self.store.finish(upload, at["sha256"])
+        arrived = await self.store.finish(upload, row.sha256)
         try:
-            await self._expect(arrived, at["sha256"])
+            await self._expect(arrived, row.sha256)
         except IntegrityError:
             await self.abandon(upload)
             raise

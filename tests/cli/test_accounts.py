@@ -24,8 +24,9 @@ from neuraverse.cli.operate import _with
 from neuraverse.cli.orgs import Role
 from neuraverse.cli.webhooks import Type
 from neuraverse.client import transport
-from neuraverse.registry import Settings, access, background, events
-from neuraverse.registry.accounts import first_operator
+from neuraverse.registry import Settings, background, events
+from neuraverse.registry.tenants import access
+from neuraverse.registry.tenants.accounts import first_operator
 from tests import servers
 
 

@@ -100,6 +100,12 @@ def test_a_version_is_rolled_out(arm, alice, bob):  # noqa: F811
     assert "95.0% of 20 episodes (95 % lower bound 76.4%)" in alice("show", f"{NAME}@1.1.0").out
     assert as_json(alice, "show", f"{NAME}@1.1.0")["field"]["n"] == 20
     assert as_json(alice, "show", f"{NAME}@1.0.0")["field"] is None
+    reported = alice("fleet", "reports", NAME).out
+    assert ARM in reported
+    assert "95.0% of 20 episodes" in reported
+    assert as_json(alice, "fleet", "reports", NAME)["reports"][0]["version"] == "1.1.0"
+    assert "no skill named" in alice("fleet", "reports", "acme/nothing", code=1).error
+    assert "is no skill" in alice("fleet", "reports", STABLE, code=2).error
     assert "next cannot follow" in alice("fleet", "rollout", "next", number, code=1).error
     assert "--stages 5,x" in alice(*start, "--stages", "5,x", code=2).error
     assert "stages.0" in alice(*start, "--stages", "0,100", code=1).error

@@ -100,6 +100,21 @@ def test_from_the_beginning_and_by_name(author, robot, published, read, make_ski
     assert everything.events[0].interface == published.interface.digest()
 
 
+def test_filters_by_organisation_and_interface(
+    author, robot, published, read, make_skill, tmp_path, publisher
+):
+    publisher.trust(publisher.public_key().pem, "other")
+    author.publish(make_skill(tmp_path / "other", org="other").path)
+    everything = read(robot, after="0").until(2)
+    ours = read(robot, after="0", org="other")
+    assert ours.until(1) == everything[1:]
+    face = published.interface.digest()
+    assert read(robot, after="0", interface=face).until(2) == everything
+    none = read(robot, after="0", interface=f"sha256:{'0' * 64}")
+    time.sleep(0.3)
+    assert none.events == []
+
+
 def test_polling_gives_the_same_events(author, robot, published, read):
     aliases(author, 3)
     reader = read(robot, after="0")
@@ -319,7 +334,7 @@ def test_robots_that_lost_the_same_server_do_not_come_back_together(monkeypatch)
     returns = []
     for _ in range(50):
         chosen = Chosen(3)
-        assert list(watching.watch(None, down, "0", NAME, chosen)) == []
+        assert list(watching.watch(None, down, "0", {"skill": NAME}, chosen)) == []
         returns.append(list(itertools.accumulate(chosen.pauses)))
     for attempt in range(3):
         at = sorted(each[attempt] for each in returns)

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from neuraverse.registry import Settings, background, create_app, events, feed, tables
+from neuraverse.registry import Settings, background, changes, create_app, events, feed, tables
 from neuraverse.registry.events import Wanted
 from tests.registry.test_publish import TAR, parcel
 from tests.registry.test_tenants import World
@@ -171,6 +171,31 @@ def test_what_was_hidden_is_not_told_from_memory(plain, make_skill, tmp_path, pu
         data = world.api.portal.call(source.blocks, nobody, 0, Wanted())[0].decode()
         assert "acme/a" not in data
         assert "acme/b" in data
+    finally:
+        world.close()
+
+
+def test_what_is_hidden_while_it_is_read_is_not_kept_as_it_was(plain, make_skill, tmp_path, publisher):
+    """The feed reads an event, and the skill is hidden before the feed has it in memory."""
+    world = World(plain.model_copy(update={"open": False}))
+    try:
+        registry = world.registry
+        owner = world.api.portal.call(registry.access.caller, f"Bearer {world.token['acme', 'owner']}")
+        read, hidden = registry.database.read, []
+
+        async def late(ask, *args):
+            found = await read(ask, *args)
+            if ask is events.told and found and not hidden:
+                hidden.append(found)
+                await registry.rule(changes.show, owner, registry.settings, "acme/a", "private")
+            return found
+
+        registry.database.read = late
+        world.publish(make_skill(tmp_path / "a", name="a"), publisher, ("acme", "owner"), visibility="public")
+        until(lambda: hidden and len(registry.feed._told) == 2, "the feed")
+        assert [each.row.visibility for each in registry.feed._told] == ["private", "private"]
+        data, _ = world.api.portal.call(registry.feed.blocks, registry.access.anonymous, 0, Wanted())
+        assert data == b""
     finally:
         world.close()
 

@@ -16,11 +16,12 @@ from starlette.testclient import TestClient
 
 from neuraverse.interface import Interface, Offer, Requirements, Signal
 from neuraverse.manifest import Evaluation, wilson_lower
-from neuraverse.registry import create_app, finding, fitting, listing, tables
-from neuraverse.registry.access import ROLES, Caller
+from neuraverse.registry import create_app, tables
 from neuraverse.registry.database import _begin, _set_up
-from neuraverse.registry.finding import Asked
-from neuraverse.registry.fitting import Fitting
+from neuraverse.registry.finding import fitting, listing, searches
+from neuraverse.registry.finding.fitting import Fitting
+from neuraverse.registry.finding.searches import Asked
+from neuraverse.registry.tenants.access import ROLES, Caller
 from neuraverse.versions import order_key
 from tests.conftest import INTERFACE, OFFER
 from tests.registry.test_publish import TAR, parcel
@@ -116,7 +117,7 @@ class Shelf:
         self.change(tables.skills, {"id": skill}, skill, visibility=visibility)
 
     def page(self, caller=NOBODY, *, cursor="", limit=100, **asked):
-        return finding.search(self.db, caller, Asked(**asked), cursor, limit)
+        return searches.search(self.db, caller, Asked(**asked), cursor, limit)
 
     def names(self, caller=NOBODY, **asked):
         return [each["name"] for each in self.page(caller, **asked)["skills"]]
@@ -162,10 +163,10 @@ def shelf():
 def make_small(patch):
     """Blocks and shelves so small that a handful of skills fills several."""
     patch.setattr(listing, "SHELF", 3)
-    patch.setattr(finding, "SHELF", 3)
+    patch.setattr(searches, "SHELF", 3)
     patch.setattr(listing, "BLOCK", 48)
-    patch.setattr(finding, "_AT_ONCE", 2)
-    patch.setattr(finding, "_FEW_SHELVES", 2)
+    patch.setattr(searches, "_AT_ONCE", 2)
+    patch.setattr(searches, "_FEW_SHELVES", 2)
 
 
 # --- words and facets
@@ -236,14 +237,14 @@ def test_values_of_facets_are_counted(shelf, monkeypatch):
     for i in range(5):
         shelf.publish(f"acme/s{i}", tags=["all", f"t{i % 2}"], robot=f"r{i % 2}", score=(90 + i, 100))
     shelf.publish("rival/hidden", tags=["all"], robot="secret", visibility="private")
-    counts = finding.search(shelf.db, NOBODY, Asked(q="all"), "", 2, facets=True)["facets"]
+    counts = searches.search(shelf.db, NOBODY, Asked(q="all"), "", 2, facets=True)["facets"]
     assert (counts["counted"], counts["cut"]) == (5, False)
     assert counts["values"]["tag"] == {"all": 5, "t0": 3, "t1": 2}
     assert counts["values"]["robot"] == {"r0": 3, "r1": 2}
     assert counts["values"]["org"] == {"acme": 5}
     assert counts["values"]["interface"] == {INTERFACE.digest(): 5}
-    monkeypatch.setattr(finding, "MAX_COUNTED", 3)
-    counts = finding.search(shelf.db, NOBODY, Asked(), "", 2, facets=True)["facets"]
+    monkeypatch.setattr(searches, "MAX_COUNTED", 3)
+    counts = searches.search(shelf.db, NOBODY, Asked(), "", 2, facets=True)["facets"]
     assert (counts["counted"], counts["cut"], counts["values"]["robot"]) == (3, True, {"r0": 2, "r1": 1})
 
 
@@ -339,7 +340,7 @@ def test_rows_of_others_are_not_read(shelf):
     caller = member("acme")
     for asked in ({}, {"q": "arc"}, {"q": "arc weld", "success": 0.5}):
         shelf.names(caller, **asked)
-    finding.runnable(shelf.db, caller, Fitting(), OFFER, Asked(), "", 10)
+    searches.runnable(shelf.db, caller, Fitting(), OFFER, Asked(), "", 10)
     terms = {listing.term(word) for word in ("arc", "weld")}
     assert len(read) == 6
     for statement, parameters in read:
@@ -442,9 +443,9 @@ def pages(shelf, caller, q, success, offer, limit):
     while cursor is not None:
         asked = Asked(q=q, success=success)
         page = (
-            finding.search(shelf.db, caller, asked, cursor, limit)
+            searches.search(shelf.db, caller, asked, cursor, limit)
             if offer is None
-            else finding.runnable(shelf.db, caller, Fitting(), offer, asked, cursor, limit)
+            else searches.runnable(shelf.db, caller, Fitting(), offer, asked, cursor, limit)
         )
         assert len(page["skills"]) <= limit
         found += [(round(each["evidence"]["bound"], 9), each["name"]) for each in page["skills"]]
@@ -547,7 +548,7 @@ def test_interfaces_beyond_what_is_held_are_read_each_time(shelf, monkeypatch):
         shelf.publish(f"acme/s{i}", interface=dataclasses.replace(INTERFACE, rate_hz=10.0 + i))
     fit = Fitting()
     for _ in range(2):
-        found = finding.runnable(shelf.db, NOBODY, fit, OFFER, Asked(), "", 20)["skills"]
+        found = searches.runnable(shelf.db, NOBODY, fit, OFFER, Asked(), "", 20)["skills"]
         assert len(found) == 9
         assert len(fit._known.ids) == 2
 

@@ -12,7 +12,8 @@ from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
 from neuraverse.manifest import wilson_lower
-from neuraverse.registry import Settings, create_app, fleet, reports
+from neuraverse.registry import Settings, create_app
+from neuraverse.registry.fleet import installs, reports
 from neuraverse.registry.tables import field, now, robots, runs
 from tests.registry.test_tenants import World
 
@@ -228,7 +229,7 @@ def test_what_a_robot_cannot_say(plant, problem, monkeypatch):
     problem(plant.put("/v1/fleet/installs", reader.json()["token"], json=said), 403, "forbidden")
     huge = b'{"follows": "' + b" " * 100_000 + b'"}'
     problem(plant.put("/v1/fleet/installs", plant.robot(1), content=huge), 413)
-    monkeypatch.setattr(fleet, "MAX_FOLLOWS", 2)
+    monkeypatch.setattr(installs, "MAX_FOLLOWS", 2)
     for which in ("a", "b"):
         assert plant.say(1, "1.0.0", follows=f"{NAME}@{which}").status_code == 204
     problem(plant.say(1, "1.0.0", follows=f"{NAME}@c"), 409, "too-many")
@@ -236,7 +237,7 @@ def test_what_a_robot_cannot_say(plant, problem, monkeypatch):
 
 
 def test_only_what_a_robot_ran_last_is_remembered(plant, monkeypatch, problem):
-    monkeypatch.setattr(fleet, "MAX_RUNS", 2)
+    monkeypatch.setattr(installs, "MAX_RUNS", 2)
     for version in ("1.0.0", "1.1.0", "1.2.0"):
         plant.say(0, version)
     problem(plant.report(0, "1.0.0"), 409, "never-ran")
@@ -350,11 +351,11 @@ def test_pins_that_cannot_be(plant, problem, monkeypatch):
     code = plant.post("/v1/orgs/acme/invitations", ("acme", "owner"), json={"role": "reader"}).json()["code"]
     assert plant.post("/v1/login", OPERATOR, json={"code": code}).status_code == 200
     problem(plant.pin(0, "1.0.0", name="acme/secret"), 409, "not-theirs")
-    monkeypatch.setattr(fleet, "MAX_FOLLOWS", 0)
+    monkeypatch.setattr(installs, "MAX_FOLLOWS", 0)
     problem(plant.pin(0, "1.0.0"), 409, "too-many")
     assert plant.told(OPERATOR) == []
     plant.patch("/v1/orgs/plant", "operator", json={"quota_events": 1})
-    monkeypatch.setattr(fleet, "MAX_FOLLOWS", 9)
+    monkeypatch.setattr(installs, "MAX_FOLLOWS", 9)
     assert plant.pin(0, "1.0.0").status_code == 204
     problem(plant.pin(0, "1.1.0"), 429, "quota")
 
@@ -400,6 +401,16 @@ def test_reports_are_summed_and_shown_beside_simulation(plant):
     plant.delete("/v1/orgs/plant/robots/arm-1", OPERATOR)
     assert plant.report(1, "1.0.0").status_code == 401
     assert plant.get(f"/v1/skills/{NAME}/stable").json()["field"] == score
+    listed = plant.get(f"/v1/orgs/plant/reports?skill={NAME}", OPERATOR).json()["reports"]
+    assert [(r["robot"], r["field"]["n"]) for r in listed] == [
+        ("plant/arm-1", 40),
+        ("plant/arm-0", 10),
+        ("plant/arm-0", 50),
+    ]
+    assert listed[2]["errors"] == {
+        "tip_error": {"unit": "m", "n": 50, "mean": pytest.approx(0.001), "max": 0.002}
+    }
+    assert (listed[2]["aborts"], listed[2]["reports"], listed[2]["software"]) == (1, 2, {"neuraverse": "2"})
 
 
 def test_who_may_report_what(plant, problem):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute
 
-from neuraverse.registry.access import ROLES
+from neuraverse.registry.tenants.access import ROLES
 from tests.registry.test_publish import TAR, parcel
 from tests.registry.test_tenants import ROLE_NAMES, World
 
@@ -168,6 +168,13 @@ RULES = {
         "robot",
         request=lambda w: body(digest=w.skill.digest, body=w.skill.digest, episodes=1, successes=1),
         fine=(409,),  # it never ran
+    ),
+    ("GET", "/v1/orgs/{org}/reports"): Rule(
+        "org",
+        "read",
+        request={"params": {"skill": "acme/public-one"}},
+        path={"org": "acme"},
+        people=True,
     ),
     ("GET", "/v1/orgs/{org}/robots"): Rule("org", "read", path={"org": "acme"}, people=True),
     ("PUT", PINS): Rule("org", "fleet", request=body(version="1.0.0"), path=PINNED),

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from neuraverse.manifest import wilson_lower
-from neuraverse.registry import Settings, reports, rollouts
-from neuraverse.registry.access import Access
-from neuraverse.registry.steering import in_share
+from neuraverse.registry import Settings
+from neuraverse.registry.fleet import reports, rollouts
+from neuraverse.registry.fleet.steering import in_share
+from neuraverse.registry.tenants.access import Access
 from tests.registry.test_fleet import BODY, NAME, OPERATOR, STABLE
 from tests.registry.test_fleet import plant as idle_plant  # noqa: F401
 

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 from starlette.testclient import TestClient
 
-from neuraverse.registry import Settings, accounts, create_app
-from neuraverse.registry.access import RIGHTS, ROLES
+from neuraverse.registry import Settings, create_app
+from neuraverse.registry.tenants import accounts
+from neuraverse.registry.tenants.access import RIGHTS, ROLES
 from tests.registry.test_publish import TAR, parcel
 
 ROLE_NAMES = ("reader", "publisher", "maintainer", "owner", "robot")

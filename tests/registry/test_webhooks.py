@@ -24,10 +24,11 @@ import pytest
 from sqlalchemy import select
 
 from neuraverse.errors import ConfigError, NetworkError, UsageError
-from neuraverse.registry import Settings, deliveries, delivering, outbound
+from neuraverse.registry import Settings
 from neuraverse.registry.events import TYPES
 from neuraverse.registry.limits import MAX_OUTBOUND_ANSWER, MAX_WEBHOOKS
 from neuraverse.registry.routes.webhooks import NewWebhook
+from neuraverse.registry.webhooks import deliveries, delivering, outbound
 from tests.client.test_surroundings import authority  # noqa: F401 - a fixture
 from tests.registry.test_tenants import World
 
@@ -576,11 +577,11 @@ def test_one_at_a_time_has_the_lease(world, receiver):
 
 
 async def _leases(world, receiver):
-    from neuraverse.registry.access import Access
     from neuraverse.registry.database import Database
-    from neuraverse.registry.deliveries import Outcome, release, step
     from neuraverse.registry.events import Wanted
-    from neuraverse.registry.webhooks import add
+    from neuraverse.registry.tenants.access import Access
+    from neuraverse.registry.webhooks.deliveries import Outcome, release, step
+    from neuraverse.registry.webhooks.hooks import add
 
     database = Database(world.settings.database_url)
     await database.open()

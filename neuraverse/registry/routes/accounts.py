@@ -10,13 +10,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from neuraverse.keys import MAX_KEY_BYTES
-from neuraverse.registry import accounts
-from neuraverse.registry.access import RIGHTS, ROLES
-from neuraverse.registry.identify import Who
 from neuraverse.registry.index import ALIAS_PATTERN
 from neuraverse.registry.limits import MAX_TOKEN_HOURS
 from neuraverse.registry.routes.fields import LABEL, Label, Visibility, refusals
 from neuraverse.registry.service import Registry
+from neuraverse.registry.tenants import accounts, orgs, robots
+from neuraverse.registry.tenants.access import RIGHTS, ROLES
+from neuraverse.registry.tenants.identify import Who
 
 _FRESH = {"Cache-Control": "no-store"}
 _Name = Annotated[str, StringConstraints(pattern=f"^{LABEL}$")]
@@ -91,7 +91,7 @@ class RobotToken(_Body):
     """What a robot's token allows."""
 
     scopes: Annotated[list[_Scope], Field(max_length=len(RIGHTS))] = sorted(ROLES["robot"])
-    hours: _Hours = accounts.ROBOT_HOURS
+    hours: _Hours = robots.ROBOT_HOURS
 
 
 class NewRobot(RobotToken):
@@ -140,7 +140,7 @@ def _add_sign_in(api: APIRouter, registry: Registry) -> None:
     @api.get("/v1/audit", responses=refusals())
     async def audit(caller: Who, before: Annotated[int | None, Query(ge=1, le=2**53)] = None) -> JSONResponse:
         """What operators did, the newest first."""
-        return _list("entries", await registry.database.read(accounts.audit_log, caller, None, before))
+        return _list("entries", await registry.database.read(orgs.audit_log, caller, None, before))
 
 
 def _add_tokens(api: APIRouter, registry: Registry) -> None:
@@ -166,60 +166,60 @@ def _add_orgs(api: APIRouter, registry: Registry) -> None:
     @api.post("/v1/orgs", status_code=201, responses=refusals(409))
     async def make_org(body: NewOrg, caller: Who) -> JSONResponse:
         """Make an organisation, and be its first owner; for operators."""
-        return _made(await registry.rule(accounts.make_org, caller, body.name, body.visibility))
+        return _made(await registry.rule(orgs.make_org, caller, body.name, body.visibility))
 
     @api.get("/v1/orgs/{org}", responses=refusals(404))
     async def org(org: Label, caller: Who) -> JSONResponse:
         """An organisation: its limits, and what it uses of them."""
-        return JSONResponse(await registry.database.read(accounts.describe_org, caller, org), headers=_FRESH)
+        return JSONResponse(await registry.database.read(orgs.describe_org, caller, org), headers=_FRESH)
 
     @api.patch("/v1/orgs/{org}", responses=refusals(404))
     async def change_org(org: Label, body: OrgChange, caller: Who) -> JSONResponse:
         """Change what new skills are visible to, protected aliases (owners), or quotas (operators)."""
         given = body.model_dump(exclude_unset=True)
         given = {k: v for k, v in given.items() if v is not None or k.startswith("quota_")}
-        return JSONResponse(await registry.rule(accounts.change_org, caller, org, given), headers=_FRESH)
+        return JSONResponse(await registry.rule(orgs.change_org, caller, org, given), headers=_FRESH)
 
     @api.get("/v1/orgs/{org}/audit", responses=refusals(404))
     async def audit(
         org: Label, caller: Who, before: Annotated[int | None, Query(ge=1, le=2**53)] = None
     ) -> JSONResponse:
         """Who did what in an organisation, the newest first."""
-        return _list("entries", await registry.database.read(accounts.audit_log, caller, org, before))
+        return _list("entries", await registry.database.read(orgs.audit_log, caller, org, before))
 
 
 def _add_members(api: APIRouter, registry: Registry) -> None:
     @api.get("/v1/orgs/{org}/members", responses=refusals(404))
     async def members(org: Label, caller: Who) -> JSONResponse:
         """People and their roles."""
-        return _list("members", await registry.database.read(accounts.list_members, caller, org))
+        return _list("members", await registry.database.read(orgs.list_members, caller, org))
 
     @api.put("/v1/orgs/{org}/members/{account}", status_code=204, responses=refusals(404, 409))
     async def set_member(org: Label, account: Account, body: NewRole, caller: Who) -> Response:
         """Change a member's role."""
-        await registry.rule(accounts.set_member, caller, org, account, body.role)
+        await registry.rule(orgs.set_member, caller, org, account, body.role)
         return Response(status_code=204)
 
     @api.delete("/v1/orgs/{org}/members/{account}", status_code=204, responses=refusals(404, 409))
     async def remove_member(org: Label, account: Account, caller: Who) -> Response:
         """Take a member out, or leave."""
-        await registry.rule(accounts.remove_member, caller, org, account)
+        await registry.rule(orgs.remove_member, caller, org, account)
         return Response(status_code=204)
 
     @api.get("/v1/orgs/{org}/invitations", responses=refusals(404))
     async def invitations(org: Label, caller: Who) -> JSONResponse:
         """Invitations, used ones too."""
-        return _list("invitations", await registry.database.read(accounts.list_invitations, caller, org))
+        return _list("invitations", await registry.database.read(orgs.list_invitations, caller, org))
 
     @api.post("/v1/orgs/{org}/invitations", status_code=201, responses=refusals(404))
     async def invite(org: Label, body: Invite, caller: Who) -> JSONResponse:
         """A code that makes its bearer a member, once. It is shown now and never again."""
-        return _made(await registry.rule(accounts.invite, caller, org, body.role, body.hours))
+        return _made(await registry.rule(orgs.invite, caller, org, body.role, body.hours))
 
     @api.delete("/v1/orgs/{org}/invitations/{invitation}", status_code=204, responses=refusals(404))
     async def withdraw(org: Label, invitation: Id, caller: Who) -> Response:
         """End an invitation that was not used."""
-        await registry.rule(accounts.withdraw, caller, org, invitation)
+        await registry.rule(orgs.withdraw, caller, org, invitation)
         return Response(status_code=204)
 
 
@@ -227,19 +227,19 @@ def _add_robots(api: APIRouter, registry: Registry) -> None:
     @api.post("/v1/orgs/{org}/robots", status_code=201, responses=refusals(404, 409))
     async def add_robot(org: Label, body: NewRobot, caller: Who) -> JSONResponse:
         """A robot's account, with its token, which is shown now and never again."""
-        made = await registry.rule(accounts.add_robot, caller, org, body.name, body.scopes, body.hours)
+        made = await registry.rule(robots.add_robot, caller, org, body.name, body.scopes, body.hours)
         return _made(made)
 
     @api.post("/v1/orgs/{org}/robots/{robot}/tokens", status_code=201, responses=refusals(404))
     async def robot_token(org: Label, robot: Label, body: RobotToken, caller: Who) -> JSONResponse:
         """Another token for a robot; the ones before end."""
-        made = await registry.rule(accounts.new_robot_token, caller, org, robot, body.scopes, body.hours)
+        made = await registry.rule(robots.new_robot_token, caller, org, robot, body.scopes, body.hours)
         return _made(made)
 
     @api.delete("/v1/orgs/{org}/robots/{robot}", status_code=204, responses=refusals(404))
     async def remove_robot(org: Label, robot: Label, caller: Who) -> Response:
         """End a robot's account."""
-        await registry.rule(accounts.remove_robot, caller, org, robot)
+        await registry.rule(robots.remove_robot, caller, org, robot)
         return Response(status_code=204)
 
 
@@ -247,17 +247,17 @@ def _add_keys(api: APIRouter, registry: Registry) -> None:
     @api.get("/v1/orgs/{org}/keys", responses=refusals(404))
     async def keys(org: Label, caller: Who) -> JSONResponse:
         """Publisher keys, with those that sign no more."""
-        return _list("keys", await registry.database.read(accounts.list_keys, caller, org))
+        return _list("keys", await registry.database.read(orgs.list_keys, caller, org))
 
     @api.post("/v1/orgs/{org}/keys", status_code=201, responses=refusals(404))
     async def add_key(org: Label, body: NewKey, caller: Who) -> JSONResponse:
         """Let a key sign for the organisation."""
-        return _made(await registry.rule(accounts.add_key, caller, org, body.public_key))
+        return _made(await registry.rule(orgs.add_key, caller, org, body.public_key))
 
     @api.delete("/v1/orgs/{org}/keys/{fingerprint}", status_code=204, responses=refusals(404))
     async def remove_key(org: Label, fingerprint: Fingerprint, caller: Who) -> Response:
         """Let a key sign nothing more."""
-        await registry.rule(accounts.remove_key, caller, org, fingerprint)
+        await registry.rule(orgs.remove_key, caller, org, fingerprint)
         return Response(status_code=204)
 
 

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from neuraverse.manifest import MAX_FILE_BYTES
 from neuraverse.registry.files import blob_response
-from neuraverse.registry.identify import Who
 from neuraverse.registry.limits import MAX_DIGESTS
 from neuraverse.registry.routes.fields import LABEL, Hex, refusals
 from neuraverse.registry.service import Registry
+from neuraverse.registry.tenants.identify import Who
 
 UploadId = Annotated[str, InPath(pattern="^[0-9a-f]{32}$", examples=["0f" * 16])]
 Offset = Annotated[int, Header(alias="Upload-Offset", ge=0, le=MAX_FILE_BYTES, examples=[0])]

@@ -8,14 +8,14 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from neuraverse.registry import events
-from neuraverse.registry.access import Caller
 from neuraverse.registry.events import Wanted
 from neuraverse.registry.feed import EventStream, wait
 from neuraverse.registry.files import not_modified
-from neuraverse.registry.identify import Who
 from neuraverse.registry.limits import MAX_EVENTS, MAX_WAIT_S
 from neuraverse.registry.routes.fields import LABEL, Cursor, refusals
 from neuraverse.registry.service import Registry
+from neuraverse.registry.tenants.access import Caller
+from neuraverse.registry.tenants.identify import Who
 
 Org = Annotated[
     str, Query(pattern=f"^({LABEL})?$", description="only of this organisation", examples=["acme"])

@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from neuraverse.interface import Offer, Signal
 from neuraverse.manifest import Line
-from neuraverse.registry import finding
-from neuraverse.registry.finding import Asked
-from neuraverse.registry.identify import Who
+from neuraverse.registry.finding import searches
+from neuraverse.registry.finding.searches import Asked
 from neuraverse.registry.limits import MAX_OFFERED, MAX_PAGE, MAX_QUERY_CHARACTERS, MAX_TAGS
 from neuraverse.registry.routes.fields import LABEL, refusals
 from neuraverse.registry.service import Registry
+from neuraverse.registry.tenants.identify import Who
 
 _DIGEST = "^(sha256:[0-9a-f]{64})?$"
 _FRESH = {"Cache-Control": "no-cache"}
@@ -91,7 +91,7 @@ def _asked(
 
 
 Wanted = Annotated[Asked, Depends(_asked)]
-Cursor = Annotated[str, Query(pattern=finding.CURSOR_PATTERN, description="`next` of the page before")]
+Cursor = Annotated[str, Query(pattern=searches.CURSOR_PATTERN, description="`next` of the page before")]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 
 
@@ -112,7 +112,7 @@ def router(registry: Registry) -> APIRouter:
         What counts is `evidence`: the 95 % lower bound of success in simulation, or in the field from 100
         reported episodes on. `facets` counts values among the 1,000 best; `cut` tells whether there are more.
         """
-        answer = await registry.database.read(finding.search, caller, asked, cursor, limit, facets=facets)
+        answer = await registry.database.read(searches.search, caller, asked, cursor, limit, facets=facets)
         return JSONResponse(answer, headers=_FRESH)
 
     @api.post("/v1/skills/runnable", responses=refusals())
@@ -122,7 +122,7 @@ def router(registry: Registry) -> APIRouter:
         """Of those skills, the ones that a robot can run with what it offers."""
         offer = Offer(**{name: getattr(offered, name) for name in Offered.model_fields})
         answer: dict[str, Any] = await registry.database.read(
-            finding.runnable, caller, registry.fitting, offer, asked, cursor, limit
+            searches.runnable, caller, registry.fitting, offer, asked, cursor, limit
         )
         return JSONResponse(answer, headers=_FRESH)
 

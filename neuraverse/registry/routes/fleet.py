@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from neuraverse.interface import UNITS
 from neuraverse.manifest import DIGEST_PATTERN, VERSION_PATTERN
-from neuraverse.registry import fleet, reports, rollouts
-from neuraverse.registry.identify import Who
+from neuraverse.registry.fleet import installs, reports, rollouts
 from neuraverse.registry.limits import (
     MAX_ERRORS,
     MAX_MEASURED,
@@ -26,6 +25,7 @@ from neuraverse.registry.limits import (
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.routes.fields import LABEL, Label, refusals
 from neuraverse.registry.service import Registry
+from neuraverse.registry.tenants.identify import Who
 
 _FRESH = {"Cache-Control": "no-store"}
 _FOLLOWS = f"^{LABEL}/{LABEL}(@[0-9A-Za-z.,<>=^~*+ -]{{1,128}})?$"
@@ -164,7 +164,7 @@ def _add_robots(api: APIRouter, registry: Registry) -> None:
     @api.put("/v1/fleet/installs", status_code=204, responses=refusals(404, 409))
     async def say(body: Install, caller: Who) -> Response:
         """A robot says what it runs."""
-        await database.write(fleet.say, caller, fleet.Said(**dict(body)))
+        await database.write(installs.say, caller, installs.Said(**dict(body)))
         feed.wake()
         return Response(status_code=204)
 
@@ -174,7 +174,7 @@ def _add_robots(api: APIRouter, registry: Registry) -> None:
         follows: Annotated[str, Query(max_length=200, pattern=_FOLLOWS, examples=["acme/weld-seam@stable"])],
     ) -> Response:
         """A robot follows a reference no more."""
-        await database.write(fleet.unsay, caller, follows)
+        await database.write(installs.unsay, caller, follows)
         return Response(status_code=204)
 
     @api.post("/v1/fleet/reports", status_code=201, responses=refusals(404, 409))
@@ -184,6 +184,16 @@ def _add_robots(api: APIRouter, registry: Registry) -> None:
         feed.wake()
         return JSONResponse(answer, 201, headers=_FRESH)
 
+    @api.get("/v1/orgs/{org}/reports", responses=refusals(404))
+    async def reported(
+        org: Label,
+        caller: Who,
+        skill: Annotated[str, Query(pattern=f"^{LABEL}/{LABEL}$", examples=["acme/weld-seam"])],
+    ) -> JSONResponse:
+        """What robots of an organisation reported of a skill: sums for each version, robot and body."""
+        found = await database.read(reports.listed, caller, org, skill)
+        return JSONResponse({"reports": found}, headers=_FRESH)
+
     @api.get("/v1/orgs/{org}/robots", responses=refusals(404))
     async def robots(
         org: Label,
@@ -192,7 +202,7 @@ def _add_robots(api: APIRouter, registry: Registry) -> None:
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
     ) -> JSONResponse:
         """Robots by name: what each follows, runs, is pinned or held at, or gets by a roll-out."""
-        found, following = await database.read(fleet.listed, caller, org, cursor, limit)
+        found, following = await database.read(installs.listed, caller, org, cursor, limit)
         return JSONResponse({"robots": found, "next": following}, headers=_FRESH)
 
 
@@ -206,14 +216,14 @@ def _add_pins(api: APIRouter, registry: Registry) -> None:
     ) -> Response:
         """Keep a robot at a version of a skill, or at what it runs of it."""
         name = f"{skill_org}/{skill}"
-        await database.write(fleet.pin, caller, settings, org, robot, name, body.version, body.reason)
+        await database.write(installs.pin, caller, settings, org, robot, name, body.version, body.reason)
         feed.wake()
         return Response(status_code=204)
 
     @api.delete(path, status_code=204, responses=refusals(404))
     async def unpin(org: Label, robot: Label, skill_org: SkillOrg, skill: Skill, caller: Who) -> Response:
         """Let a robot follow again."""
-        await database.write(fleet.unpin, caller, settings, org, robot, f"{skill_org}/{skill}")
+        await database.write(installs.unpin, caller, settings, org, robot, f"{skill_org}/{skill}")
         feed.wake()
         return Response(status_code=204)
 

@@ -11,12 +11,12 @@ from sqlalchemy.exc import SQLAlchemyError
 import neuraverse
 from neuraverse.errors import StorageError
 from neuraverse.registry import index
-from neuraverse.registry.access import forbidden
 from neuraverse.registry.events import head
-from neuraverse.registry.identify import Who
 from neuraverse.registry.metrics import Metrics
 from neuraverse.registry.routes.fields import refusals
 from neuraverse.registry.service import Registry
+from neuraverse.registry.tenants.access import forbidden
+from neuraverse.registry.tenants.identify import Who
 
 _PROBE_S = 5.0
 

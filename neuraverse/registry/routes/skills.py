@@ -13,16 +13,16 @@ from neuraverse import archive
 from neuraverse.keys import MAX_KEY_BYTES
 from neuraverse.manifest import BLOBS, MAX_MANIFEST_BYTES
 from neuraverse.registry import changes, index
-from neuraverse.registry.access import Caller
 from neuraverse.registry.bodies import PARCEL, few_texts
 from neuraverse.registry.compare import difference, graph
 from neuraverse.registry.files import immutable_headers, not_modified
-from neuraverse.registry.identify import Who
 from neuraverse.registry.limits import MAX_SHOWN
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.routes.fields import Alias, Hex, Label, Visibility, Which, refusals
 from neuraverse.registry.service import Registry
 from neuraverse.registry.stores import Blob
+from neuraverse.registry.tenants.access import Caller
+from neuraverse.registry.tenants.identify import Who
 from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE
 
 PUBLIC_KEY = "public.pem"

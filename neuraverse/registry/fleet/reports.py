@@ -9,14 +9,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, func, insert, select, update
 
-from neuraverse.registry import rollouts
-from neuraverse.registry.access import Caller
-from neuraverse.registry.followers import as_robot, seen
-from neuraverse.registry.index import field_score
-from neuraverse.registry.limits import MAX_ERRORS, MAX_FIELD_BODIES, MAX_REPORTS
-from neuraverse.registry.listing import relist
+from neuraverse.registry.finding.listing import relist
+from neuraverse.registry.fleet import rollouts
+from neuraverse.registry.fleet.followers import as_robot, for_people, seen
+from neuraverse.registry.index import field_score, find_skill
+from neuraverse.registry.limits import MAX_ERRORS, MAX_FIELD_BODIES, MAX_LISTED, MAX_REPORTS
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.tables import field, installs, now, robots, runs, skills, versions
+from neuraverse.registry.tables import accounts, field, installs, now, robots, runs, skills, versions
+from neuraverse.registry.tenants.access import Caller
 
 _HOUR_S = 3600
 
@@ -86,6 +86,40 @@ def take(db: Connection, caller: Caller, report: Report) -> dict[str, Any]:
         "digest": version.digest,
         "field": field_score(k, n),
     }
+
+
+def listed(db: Connection, caller: Caller, org: str, name: str) -> list[dict[str, Any]]:
+    """What an organisation's robots reported of a skill, those that reported last first; removed ones, too.
+
+    Raises:
+        Problem: 401, 403 a robot asks, 404.
+    """
+    for_people(db, caller, org)
+    skill = find_skill(db, caller, name)
+    query = (
+        select(field, versions.c.version, accounts.c.name.label("robot"))
+        .select_from(field.join(versions).join(accounts))
+        .where(versions.c.skill_id == skill.id, accounts.c.name.startswith(f"{org}/", autoescape=True))
+        .order_by(field.c.last_at.desc(), accounts.c.name, field.c.body)
+    )
+    return [
+        {
+            "robot": row.robot,
+            "version": row.version,
+            "body": row.body,
+            "field": field_score(row.successes, row.episodes),
+            "aborts": row.aborts,
+            "errors": {
+                error: {"unit": e["unit"], "n": e["n"], "mean": e["sum"] / e["n"], "max": e["max"]}
+                for error, e in row.errors.items()
+            },
+            "software": row.software,
+            "reports": row.reports,
+            "first": row.first_at,
+            "last": row.last_at,
+        }
+        for row in db.execute(query.limit(MAX_LISTED))
+    ]
 
 
 def _one_more(db: Connection, robot: int) -> None:

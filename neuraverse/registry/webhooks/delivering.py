@@ -13,9 +13,9 @@ from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
 
 from neuraverse.errors import NetworkError
-from neuraverse.registry import deliveries, outbound
-from neuraverse.registry.deliveries import Delivery, Outcome
 from neuraverse.registry.limits import MAX_DELIVERIES
+from neuraverse.registry.webhooks import deliveries, outbound
+from neuraverse.registry.webhooks.deliveries import Delivery, Outcome
 
 if TYPE_CHECKING:
     from neuraverse.registry.config import Settings

@@ -8,16 +8,21 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
 
-from neuraverse.registry import rollouts, steering
-from neuraverse.registry.access import Caller, needs, note
-from neuraverse.registry.accounts import find_robot
 from neuraverse.registry.config import Settings
 from neuraverse.registry.events import now_us
-from neuraverse.registry.followers import announce, as_robot, for_fleet, for_people, line, reference, seen
+from neuraverse.registry.fleet import rollouts, steering
+from neuraverse.registry.fleet.followers import (
+    announce,
+    as_robot,
+    for_fleet,
+    for_people,
+    line,
+    reference,
+    seen,
+)
 from neuraverse.registry.index import find_skill, find_version, revoked
 from neuraverse.registry.limits import MAX_FOLLOWS, MAX_RUNS
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.quotas import Limits, event_allowed
 from neuraverse.registry.tables import (
     REVOKED,
     accounts,
@@ -30,6 +35,9 @@ from neuraverse.registry.tables import (
     skills,
     versions,
 )
+from neuraverse.registry.tenants.access import Caller, needs, note
+from neuraverse.registry.tenants.quotas import Limits, event_allowed
+from neuraverse.registry.tenants.robots import find_robot
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,15 +20,13 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, insert, select, update
 
 from neuraverse.manifest import VERSION_PATTERN, wilson_lower
-from neuraverse.registry.access import Caller, needs, note
 from neuraverse.registry.config import Settings
 from neuraverse.registry.events import now_us
-from neuraverse.registry.followers import announce, for_fleet, for_people, reference
+from neuraverse.registry.fleet.followers import announce, for_fleet, for_people, reference
+from neuraverse.registry.fleet.steering import BACK, DONE, ENDED, HELD, RUNNING, in_force, in_share, share_of
 from neuraverse.registry.index import ALIAS_PATTERN, field_score, find_version
 from neuraverse.registry.limits import MAX_PAGE
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.quotas import Limits, event_allowed
-from neuraverse.registry.steering import BACK, DONE, ENDED, HELD, RUNNING, in_force, in_share, share_of
 from neuraverse.registry.tables import (
     ACTIVE,
     accounts,
@@ -39,6 +37,8 @@ from neuraverse.registry.tables import (
     skills,
     versions,
 )
+from neuraverse.registry.tenants.access import Caller, needs, note
+from neuraverse.registry.tenants.quotas import Limits, event_allowed
 from neuraverse.versions import parse_range
 
 FAILED = ("refused", "rolled-back")

@@ -25,10 +25,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, insert, select, update
 
 from neuraverse.registry import events
-from neuraverse.registry.access import ROLES, Caller, note
 from neuraverse.registry.events import Wanted
 from neuraverse.registry.limits import MAX_DEAD_LETTERS, MAX_EVENTS, OUTBOUND_S
 from neuraverse.registry.tables import accounts, dead_letters, members, now, orgs, webhooks
+from neuraverse.registry.tenants.access import ROLES, Caller, note
 
 SECRET = "whsec_"
 TRIES = 8  # of an event, within about three hours

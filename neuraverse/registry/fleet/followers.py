@@ -10,12 +10,12 @@ from sqlalchemy import Connection, Row, insert, update
 
 from neuraverse.errors import UsageError
 from neuraverse.manifest import VERSION_PATTERN
-from neuraverse.registry.access import Caller, forbidden, needs
 from neuraverse.registry.database import notify
 from neuraverse.registry.events import FLEET, tell
 from neuraverse.registry.index import ALIAS_PATTERN, LATEST, find_skill
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.tables import PRIVATE, now, robots
+from neuraverse.registry.tenants.access import Caller, forbidden, needs
 from neuraverse.versions import parse_range
 
 

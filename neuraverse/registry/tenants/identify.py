@@ -10,9 +10,9 @@ from fastapi import Depends, Request
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from neuraverse.registry.access import Access, Caller, forbidden
 from neuraverse.registry.config import Settings
 from neuraverse.registry.problems import Problem
+from neuraverse.registry.tenants.access import Access, Caller, forbidden
 
 _FREE = ("/health/live", "/health/ready", "/v1/login", "/openapi.json")
 """What whoever does not sign in may ask for, whatever the settings."""

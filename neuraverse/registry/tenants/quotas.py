@@ -12,7 +12,6 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, insert, or_, select, update
 
-from neuraverse.registry.access import Caller, forbidden
 from neuraverse.registry.config import Settings
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.tables import (
@@ -25,6 +24,7 @@ from neuraverse.registry.tables import (
     version_files,
     versions,
 )
+from neuraverse.registry.tenants.access import Caller, forbidden
 
 ANYBODY = ""
 """Holds what is uploaded to an open registry without saying for whom."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, select
 
-from neuraverse.registry.access import Caller
 from neuraverse.registry.tables import ACTIVE, installs, pins, rollouts, runs, versions
+from neuraverse.registry.tenants.access import Caller
 
 RUNNING, HELD, DONE, BACK, ENDED = "running", "held", "done", "back", "ended"
 """States of a roll-out. It moves while it runs; held, the share stays; all but the last are in force."""

@@ -20,11 +20,8 @@ from sqlalchemy import Connection, Select, bindparam, select
 
 from neuraverse.interface import Offer
 from neuraverse.registry import events
-from neuraverse.registry.access import Caller
-from neuraverse.registry.fitting import Fitting
-from neuraverse.registry.index import field_score
-from neuraverse.registry.limits import MAX_COUNTED, MAX_FACET_VALUES
-from neuraverse.registry.listing import (
+from neuraverse.registry.finding.fitting import Fitting
+from neuraverse.registry.finding.listing import (
     EVERYBODY,
     LAST_TIE,
     SHELF,
@@ -36,8 +33,11 @@ from neuraverse.registry.listing import (
     term,
     words,
 )
+from neuraverse.registry.index import field_score
+from neuraverse.registry.limits import MAX_COUNTED, MAX_FACET_VALUES
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.tables import listings, postings, skills, standings, versions
+from neuraverse.registry.tenants.access import Caller
 
 Flags = npt.NDArray[np.bool_]
 CURSOR_PATTERN = "^([0-9a-f]{8}-[0-9]{1,19})?$"

@@ -9,12 +9,12 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
 
 from neuraverse.registry import events, tables
-from neuraverse.registry.access import Caller, needs, note
-from neuraverse.registry.deliveries import SECRET
 from neuraverse.registry.events import Wanted
 from neuraverse.registry.limits import MAX_LISTED, MAX_WEBHOOKS
 from neuraverse.registry.problems import Problem
 from neuraverse.registry.tables import accounts, dead_letters, now, skills, webhooks
+from neuraverse.registry.tenants.access import Caller, needs, note
+from neuraverse.registry.webhooks.deliveries import SECRET
 
 
 def add(db: Connection, caller: Caller, org: str, url: str, wanted: Wanted) -> dict[str, Any]:
