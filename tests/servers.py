@@ -30,13 +30,13 @@ def free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def until(ready, what: str, alive=lambda: True, log: Path | None = None) -> None:
+def until(ready, what: str = "what is waited for", alive=lambda: True, log: Path | None = None) -> None:
     """Wait for `ready` to be true, for as long as `alive` is."""
     deadline = time.monotonic() + _START_S
     while not ready():
         assert alive(), f"{what} ended by itself: {log.read_text()[-2000:] if log else ''}"
-        assert time.monotonic() < deadline, f"{what} does not answer"
-        time.sleep(0.05)
+        assert time.monotonic() < deadline, f"{what} does not come"
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager

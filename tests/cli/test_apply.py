@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import signal
-import time
 
 import pytest
 
@@ -14,6 +13,7 @@ from neuraverse.client import Client, Measured
 from neuraverse.skill import Skill
 from neuraverse.trust import KeyStore
 from tests.cli.test_accounts import alice, as_json, begun, closed  # noqa: F401
+from tests.servers import until
 
 NAME, STABLE, ARM = "acme/weld-seam", "acme/weld-seam@stable", "acme/arm-7"
 
@@ -56,13 +56,6 @@ def watch(alice, closed, publisher, tmp_path, monkeypatch, process):  # noqa: F8
 
     start.link, start.home, start.token = tmp_path / "skills" / NAME, home, token
     return start
-
-
-def until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def linked(link):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from neuraverse.client import Client
@@ -24,3 +25,8 @@ def author(url, publisher):
 def robot(url, key_store):
     with Client(url, home=key_store.home) as client:
         yield client
+
+
+@pytest.fixture
+def observation(interface):
+    return {s.name: np.full(s.shape, 0.1, np.float32) for s in interface.observation}

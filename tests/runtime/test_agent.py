@@ -24,6 +24,7 @@ from neuraverse.registry import background
 from neuraverse.runtime import RobotAgent, run
 from neuraverse.runtime import agent as agents
 from neuraverse.trust import KeyStore
+from tests.servers import until
 
 NAME = "acme/weld-seam"
 
@@ -44,18 +45,6 @@ def release(author, make_skill, tmp_path):
         return skill
 
     return publish
-
-
-@pytest.fixture
-def observation(interface):
-    return {s.name: np.full(s.shape, 0.1, np.float32) for s in interface.observation}
-
-
-def until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_one_update(robot, release, offer, observation):

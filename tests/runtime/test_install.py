@@ -19,6 +19,7 @@ from neuraverse.runtime import Change, Installer, Reporter
 from neuraverse.runtime import agent as agents
 from neuraverse.runtime import install as installs
 from neuraverse.skill import Skill
+from tests.servers import until
 
 NAME = "acme/weld-seam"
 FOLLOWS = f"{NAME}@stable"
@@ -93,13 +94,6 @@ def offline(robot):
     down = httpx.MockTransport(lambda request: httpx.Response(503))
     with httpx.Client(transport=down) as http, Client(robot.url, home=robot.home, http=http) as client:
         yield client
-
-
-def until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def linked(installer):

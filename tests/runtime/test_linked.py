@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from neuraverse.errors import IntegrityError, UsageError
 from neuraverse.runtime import Linked, linked, run
 from neuraverse.storage import put_link, remove_link
+from tests.servers import until
 
 
 @pytest.fixture
@@ -33,18 +33,6 @@ def link(installed, tmp_path):
     """A link to the first of them."""
     put_link(tmp_path / "skills" / "acme" / "weld-seam", installed[0].path)
     return tmp_path / "skills" / "acme" / "weld-seam"
-
-
-@pytest.fixture
-def observation(interface):
-    return {s.name: np.full(s.shape, 0.1, np.float32) for s in interface.observation}
-
-
-def until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_it_runs_what_the_link_points_to(link, installed, observation):

@@ -172,7 +172,8 @@ def forbidden(caller: Caller, what: str, right: Right) -> Problem:
         403,
         "forbidden",
         f"{caller.name} may not {what} with this token",
-        remedy=f"it needs the right {right!r} there, which the role and the token's scopes must both give",
+        remedy=f"it needs the right {right!r} there, which the role and the token's scopes must both give"
+        + ("; an operator makes organisations: `neuraverse org make`" if caller.host else ""),
     )
 
 
