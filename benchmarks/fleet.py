@@ -29,7 +29,7 @@ from neuraverse.client import Client
 from neuraverse.keys import KeyStore
 from neuraverse.registry import Settings
 from neuraverse.registry.service import opened
-from neuraverse.registry.tenants import accounts, orgs
+from neuraverse.registry.tenants import accounts, orgs, robots
 from neuraverse.registry.tenants.access import Access
 
 ORGS = 50
@@ -54,16 +54,16 @@ def measure(options: Options) -> Report:
             author = Client(url, home=keys.home, token=owner)
             _watchers(report, options, folder, url, pid, tokens, author)
             (folder / "public.pem").write_bytes(keys.public_key().pem)
-            robots = tokens[: 8 if options.quick else ROBOTS]
+            some = tokens[: 8 if options.quick else ROBOTS]
             for kind in ("stream", "poll"):
-                _agents(report, options, folder, url, robots, author, kind)
+                _agents(report, options, folder, url, some, author, kind)
     rows = measure_swap(options.quick)
     report.rows += rows
     report.figures |= figures(rows)
     return report
 
 
-async def _tenants(data: Path, robots: int) -> tuple[list[str], str]:
+async def _tenants(data: Path, count: int) -> tuple[list[str], str]:
     """Organisations and robots in a registry that is not served yet; the robots' tokens and an owner's."""
     data.mkdir(parents=True)
     async with opened(Settings.load(data=data), migrate=True) as registry:
@@ -76,7 +76,7 @@ async def _tenants(data: Path, robots: int) -> tuple[list[str], str]:
         def make(db: Any, caller: Any, org: int) -> list[str]:
             made = (
                 robots.add_robot(db, caller, f"org-{org}", f"r{i}", ["read", "report"], 24.0)
-                for i in range(org, robots, ORGS)
+                for i in range(org, count, ORGS)
             )
             return [each["token"] for each in made]
 
