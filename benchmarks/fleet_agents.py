@@ -34,9 +34,9 @@ class _Timed(Client):
         self.times: dict[str, float] = {}
         self.seen: dict[str, dict[str, float]] = {}
 
-    def resolve(self, ref: Any) -> Resolved:
+    def resolve(self, ref: Any, **options: Any) -> Resolved:
         told = time.monotonic()
-        found = super().resolve(ref)
+        found = super().resolve(ref, **options)
         self.times = {"told": told, "resolved": time.monotonic()}
         return found
 

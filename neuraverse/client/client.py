@@ -142,10 +142,14 @@ class Client:
             params["cursor"] = following
         raise NetworkError(f"{self.url} lists more than {len(found)} skills", remedy="search for more words")
 
-    def resolve(self, ref: str | Ref) -> Resolved:
+    def resolve(self, ref: str | Ref, *, held: str = "") -> Resolved:
         """What a reference means now; what it meant before, if the registry cannot be asked.
 
         In that case a warning is logged, the skill is in the cache, and the answer is not ``fresh``.
+
+        Args:
+            ref: The reference.
+            held: A version of the same skill; the answer says whether that is ``gone``.
 
         Raises:
             UsageError: It is malformed.
@@ -161,17 +165,18 @@ class Client:
             manifest = SkillManifest.parse(self.manifest(wanted.digest))
             return Resolved(name=manifest.name, version=manifest.version, digest=wanted.digest)
         try:
-            found = resolved_of(self._transport.json("GET", wanted.path))
+            params = {"held": held} if held else None
+            found = resolved_of(self._transport.json("GET", wanted.path, params=params))
         except RevokedError as error:
             note_revoked(self._transport, self._memory, wanted, error)
             raise
         except NetworkError as error:
-            held = self._memory.recall(wanted)
-            if held is None or not self._cache.skill(held.digest).exists():
+            before = self._memory.recall(wanted)
+            if before is None or not self._cache.skill(before.digest).exists():
                 raise
-            self._memory.refuse_revoked(held)
-            log.warning("%s - going on with %s, which it meant before", error, held.ref)
-            return dataclasses.replace(held, asked=str(wanted), fresh=False)
+            self._memory.refuse_revoked(before)
+            log.warning("%s - going on with %s, which it meant before", error, before.ref)
+            return dataclasses.replace(before, asked=str(wanted), fresh=False)
         for text in found.warnings:
             log.warning("%s", text)
         if found.name != wanted.name or not wanted.admits(found.version):
@@ -180,6 +185,8 @@ class Client:
                 remedy="if this robot is pinned there, free it; else do not trust this registry",
             )
         self._memory.check(found)
+        if found.gone:
+            self._memory.revoke(Ref(name=found.name, which=held), found.gone)
         return dataclasses.replace(found, asked=str(wanted))
 
     def manifest(self, digest: str) -> bytes:
@@ -271,9 +278,9 @@ class Client:
         """
         found = Resolved(name=skill.name, version=skill.version, digest=skill.digest)
         wanted = Ref.parse(ref) if isinstance(ref, str) else ref or Ref.parse(skill.ref)
-        with disk_errors("flush", skill.path):
-            flush([*skill.path.iterdir(), skill.path, skill.path.parent])
-        self._memory.flush(wanted, found)
+        with disk_errors("read", skill.path):
+            here = [*skill.path.iterdir(), skill.path, skill.path.parent]
+        flush([*here, *self._memory.files(wanted, found)])
 
     def keep_linked(self, link: Path) -> None:
         """Keep whatever skill of the cache `link` points to, now or later, from being pruned.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from neuraverse.client.refs import Ref, Resolved
 from neuraverse.errors import IntegrityError, NeuraverseError, RevokedError
-from neuraverse.storage import disk_errors, flush, read_regular, write_atomic
+from neuraverse.storage import disk_errors, read_regular, write_atomic
 
 _MAX_BYTES = 8192
 _REASON_CHARACTERS = 1000
@@ -100,15 +100,10 @@ class Memory:
             pass  # unreadable is as good as unknown
         return None
 
-    def flush(self, ref: Ref, found: Resolved) -> None:
-        """Let what was remembered survive a power cut.
-
-        Raises:
-            StorageError: The disk is full, read-only or gone.
-        """
+    def files(self, ref: Ref, found: Resolved) -> list[Path]:
+        """The files that hold what was remembered, and their folder: flushed, they survive a power cut."""
         paths = [path for path in {self._path(ref), self._path(_exact(found))} if path.exists()]
-        if paths:
-            flush([*paths, paths[0].parent])
+        return [*paths, paths[0].parent] if paths else []
 
     def _write(self, ref: Ref, found: Resolved, revoked: str = "") -> None:
         path = self._path(ref)

@@ -78,12 +78,14 @@ class Pull:
         if held is not None and not self._cache.skill(held.digest).exists():
             held = None
         try:
-            return self._whole(ref, held=held)
+            skill = self._whole(ref, held=held)
         except _Unanswered as error:
             if held is None:
                 raise error.why from None
             log.warning("%s - going on with %s, which it meant before", error.why, held.ref)
             return self.offline(ref)
+        self._keep_in_mind(ref, Resolved(name=skill.name, version=skill.version, digest=skill.digest))
+        return skill
 
     def settled(self, found: Resolved) -> Skill:
         """A skill by its digest, from the cache or else from the registry.
@@ -97,8 +99,7 @@ class Pull:
                 skill = self._whole(Ref(name=found.name, which=found.version), wanted=found)
             except _Unanswered as error:
                 raise error.why from None
-        if found.asked:
-            self._memory.remember(Ref.parse(found.asked), found)
+        self._memory.remember(Ref.parse(found.asked or found.ref), found)
         return skill
 
     def offline(self, ref: Ref) -> Skill:
@@ -178,7 +179,6 @@ class Pull:
         if skill is None:  # large, or in the cache already, or spoilt there, or cut
             with self._alone(found):
                 skill = self._cached(found) or self._download(found)
-        self._keep_in_mind(ref, found)
         return skill
 
     def _keep_in_mind(self, ref: Ref, found: Resolved) -> None:

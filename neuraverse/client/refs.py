@@ -100,6 +100,7 @@ class Resolved:
         state: ``active``, or ``yanked``: to be had by its exact version alone.
         asked: The reference that it answers, if it answers one.
         fresh: Whether the registry said so now; else it could not be asked, and said so before.
+        gone: Why the version that the asker holds must be left; empty if it need not, None if nobody said.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Resolved:
     state: str = "active"
     asked: str = field(default="", compare=False, repr=False)
     fresh: bool = field(default=True, compare=False, repr=False)
+    gone: str | None = field(default=None, compare=False, repr=False)
 
     @property
     def ref(self) -> str:
@@ -336,6 +338,7 @@ def resolved_of(plain: object) -> Resolved:
         digest=_text(fields, "digest"),
         warnings=texts_of(fields.get("warnings") or []),
         state=_text({"state": "active", **fields}, "state")[:_CHARACTERS],
+        gone=_gone(fields),
     )
     patterns = {"name": NAME_PATTERN, "version": VERSION_PATTERN, "digest": DIGEST_PATTERN}
     for key, pattern in patterns.items():
@@ -344,6 +347,17 @@ def resolved_of(plain: object) -> Resolved:
                 f"the registry's answer is malformed: {getattr(found, key)[:100]!r} is no {key}"
             )
     return found
+
+
+def _gone(fields: Mapping[str, Any]) -> str | None:
+    """Whether a registry says that the version that it was told of was revoked, and why."""
+    if fields.get("held") is None:
+        return None
+    held = _fields(fields["held"])
+    if _text(held, "state") != "revoked":
+        return ""
+    why = printable(_text(held, "reason"))
+    return f"{_text(fields, 'name')}@{_text(held, 'version')} was revoked" + (f": {why}" if why else "")
 
 
 def texts_of(plain: object) -> tuple[str, ...]:

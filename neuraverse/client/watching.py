@@ -117,7 +117,7 @@ class _Watch:
                 self._transport.stream(
                     "GET", "/v1/events/stream", params=self._wanted, headers=headers, read_s=SILENCE_S
                 ) as response,
-                _cut_on(self._stop, response),
+                _cutter.cut_on(self._stop, response),
             ):
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
                     self._do_without_stream()
@@ -165,27 +165,46 @@ def _json(text: str) -> Any:
         raise NetworkError("the registry sent an event that is no JSON") from None
 
 
-@contextlib.contextmanager
-def _cut_on(stop: threading.Event, response: httpx.Response) -> Iterator[None]:
-    """Shut the response's socket when `stop` is set, so that a blocked read returns."""
-    stream = response.extensions.get("network_stream")
-    connection = stream.get_extra_info("socket") if stream is not None else None
-    if connection is None:
-        yield
-        return
-    done = threading.Event()
+class _Cutter:
+    """Shuts the sockets of readers that are to stop, so that a blocked read returns; one thread for all."""
 
-    def guard() -> None:
-        while not done.wait(_STOP_CHECK_S):
-            if stop.is_set():
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-                return
+    def __init__(self) -> None:
+        self._readers: dict[object, tuple[threading.Event, socket.socket]] = {}
+        self._running = False
+        self._lock = threading.Lock()
 
-    thread = threading.Thread(target=guard, name="neuraverse-watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    @contextlib.contextmanager
+    def cut_on(self, stop: threading.Event, response: httpx.Response) -> Iterator[None]:
+        """Shut the response's socket when `stop` is set within the block."""
+        stream = response.extensions.get("network_stream")
+        connection = stream.get_extra_info("socket") if stream is not None else None
+        if connection is None:
+            yield
+            return
+        reader = object()
+        with self._lock:
+            self._readers[reader] = (stop, connection)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="neuraverse-watch", daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers.pop(reader, None)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(_STOP_CHECK_S)
+            with self._lock:
+                if not self._readers:
+                    self._running = False
+                    return
+                for reader, (stop, connection) in list(self._readers.items()):
+                    if stop.is_set():
+                        del self._readers[reader]
+                        with contextlib.suppress(OSError):
+                            connection.shutdown(socket.SHUT_RDWR)
+
+
+_cutter = _Cutter()

@@ -31,7 +31,7 @@ from neuraverse.registry.tables import (
     version_files,
     versions,
 )
-from neuraverse.registry.tenants.access import Caller
+from neuraverse.registry.tenants.access import SEEN, Caller
 from neuraverse.versions import parse_range
 
 LATEST = "latest"
@@ -40,11 +40,24 @@ BY_ORDER = (
     versions.c.prerelease,
     versions.c.order_key.desc(),
 )  # the latest first; releases before prereleases
-# Statements of each pull, made once: making one takes as long as carrying it out.
+# Statements of each resolve and pull, made once: making one takes as long as carrying it out.
 _SKILL = select(skills).where(skills.c.name == bindparam("name"))
 _VERSION = select(versions).where(
     versions.c.skill_id == bindparam("skill_id"), versions.c.version == bindparam("version")
 )
+_LATEST = (
+    select(versions)
+    .where(versions.c.skill_id == bindparam("skill_id"), versions.c.state == ACTIVE)
+    .order_by(*BY_ORDER)
+    .limit(1)
+)
+_PARENTS = select(versions.c.digest).join(lineage, lineage.c.parent_id == versions.c.id)
+_PARENTS = _PARENTS.where(lineage.c.child_id == bindparam("version_id")).order_by(versions.c.id)
+_CHILDREN = select(versions.c.digest).select_from(
+    lineage.join(versions, versions.c.id == lineage.c.child_id).join(skills)
+)
+_CHILDREN = _CHILDREN.where(lineage.c.parent_id == bindparam("version_id"), SEEN)
+_CHILDREN = _CHILDREN.order_by(versions.c.id).limit(MAX_LINEAGE)
 _FILES = (
     select(manifests.c.manifest, manifests.c.signature, version_files.c.name, blobs)
     .select_from(manifests)
@@ -73,7 +86,7 @@ class Whole:
     warnings: list[str]
 
 
-def find(db: Connection, caller: Caller, name: str, which: str) -> dict[str, Any]:
+def find(db: Connection, caller: Caller, name: str, which: str, held: str | None = None) -> dict[str, Any]:
     """One version with its lineage.
 
     Args:
@@ -81,19 +94,15 @@ def find(db: Connection, caller: Caller, name: str, which: str) -> dict[str, Any
         caller: Who asks.
         name: ``org/skill``.
         which: A version, a range, an alias, or ``latest``.
+        held: Version that the caller has; the answer says whether it may go on with it.
 
     Raises:
         Problem: 404 there is none, 409 an alias of a yanked version, 410 it was revoked.
     """
     skill, row, because = settle(db, caller, name, which)
-    up = select(versions.c.digest).join(lineage, lineage.c.parent_id == versions.c.id)
-    parents = db.scalars(up.where(lineage.c.child_id == row.id).order_by(versions.c.id))
-    down = select(versions.c.digest).select_from(
-        lineage.join(versions, versions.c.id == lineage.c.child_id).join(skills)
-    )
-    down = down.where(lineage.c.parent_id == row.id, caller.seen())
-    children = db.scalars(down.order_by(versions.c.id).limit(MAX_LINEAGE))
-    return {
+    parents = db.scalars(_PARENTS, {"version_id": row.id})
+    children = db.scalars(_CHILDREN, {"version_id": row.id, **caller.scope})
+    answer = {
         "name": name,
         "version": row.version,
         "digest": row.digest,
@@ -107,6 +116,10 @@ def find(db: Connection, caller: Caller, name: str, which: str) -> dict[str, Any
         "children": list(children),
         "deprecated": _deprecated(skill),
     }
+    if held is not None:
+        old = db.execute(_VERSION, {"skill_id": skill.id, "version": held}).one_or_none()
+        answer["held"] = None if old is None else {"version": held, "state": old.state, "reason": old.reason}
+    return answer
 
 
 def files(db: Connection, caller: Caller, name: str, which: str) -> Whole:
@@ -302,7 +315,7 @@ def find_version(
     if exact or re.fullmatch(VERSION_PATTERN, which):
         row = db.execute(_VERSION, {"skill_id": skill.id, "version": which}).one_or_none()
     elif which == LATEST:
-        row = db.execute(mine.where(versions.c.state == ACTIVE).order_by(*BY_ORDER).limit(1)).one_or_none()
+        row = db.execute(_LATEST, {"skill_id": skill.id}).one_or_none()
     elif re.fullmatch(ALIAS_PATTERN, which):
         at = and_(aliases.c.skill_id == skill.id, aliases.c.alias == which)
         row = (

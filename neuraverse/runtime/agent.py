@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,8 @@ _FIRST_PAUSE_S = 0.5
 _DOUBLINGS = 10  # of a pause; beyond the longest one, and no number overflows
 _MAX_PAUSE_S = 30.0
 _MOST_FAILED = 1000  # skills that are remembered as refused
+_LONGEST_WAIT_S = 5.0
+_turns = threading.BoundedSemaphore(2)  # one computes while the other waits for the registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,17 +153,21 @@ class RobotAgent(Holder):
     def _take_new(self) -> bool:
         ref, self._tried = str(self._ref), ""
         try:
-            found = self._client.resolve(self._ref)
+            held = self.skill
+            same = held is not None and held.name == self._ref.name
+            found = self._client.resolve(self._ref, held=held.version if held and same else "")
             self._behind = not found.fresh
             if found.digest != self.meant:
                 self.meant = found.digest
                 self._failed.pop(found.digest, None)
-            held = self.skill
             if held is not None and held.digest == found.digest:
                 if self._on_kept is not None:
                     self._on_kept(held)
                 return False
-            self._leave_if_revoked()  # now: the new one may take long to come
+            if found.gone is None:
+                self._leave_if_revoked()  # now: the new one may take long to come
+            elif found.gone and held is not None:
+                self._leave_revoked(held, RevokedError(found.gone, remedy="use another version"))
             ref, self._tried = found.ref, found.digest
             if found.digest in self._failed:
                 raise self._failed[found.digest].with_traceback(None)
@@ -185,8 +192,9 @@ class RobotAgent(Holder):
 
     def _take(self, found: Resolved) -> None:
         """Swap a skill in, if it is good."""
-        skill = self._client.pull(found, offer=self._offer, trust=self._store)
-        policy = stage(skill)
+        with _turn():
+            skill = self._client.pull(found, offer=self._offer, trust=self._store)
+            policy = stage(skill)
         if self._on_skill is not None:
             self._on_skill(skill)
         self._swap(Running(skill=skill, policy=policy))
@@ -204,10 +212,13 @@ class RobotAgent(Holder):
         try:
             self._client.resolve(held.ref)
         except RevokedError as error:
-            self._leave(error.message)
-            self._refuse(Refusal(ref=held.ref, digest=held.digest, error=error))
+            self._leave_revoked(held, error)
         except NeuraverseError:
             pass
+
+    def _leave_revoked(self, held: Skill, error: RevokedError) -> None:
+        self._leave(error.message)
+        self._refuse(Refusal(ref=held.ref, digest=held.digest, error=error))
 
     def _fall_back(self) -> bool:
         """Take the skill in the cache that was used last and is still good; True if there is one."""
@@ -284,3 +295,18 @@ class RobotAgent(Holder):
     def _pause(self, failures: int) -> None:
         longest = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(failures, _DOUBLINGS))
         self._stop.wait(random.uniform(0.0, longest))
+
+
+@contextlib.contextmanager
+def _turn() -> Iterator[None]:
+    """One of the agents of this process whose turn it is; a slow one holds the others up for seconds at most.
+
+    Threads that all wait for the same interpreter spend more on waiting than on skills: 50 agents of one
+    process took half as long again (`docs/decisions/what-a-publish-and-a-pull-cost.md`).
+    """
+    mine = _turns.acquire(timeout=_LONGEST_WAIT_S)
+    try:
+        yield
+    finally:
+        if mine:
+            _turns.release()

@@ -259,6 +259,28 @@ def test_a_revoked_version_is_not_used_without_a_network_either(author, robot, o
         robot.pull(NAME)
 
 
+def test_a_revoked_version_that_is_held_is_told_beside_the_answer(
+    author, robot, offline, published, make_skill, tmp_path
+):
+    robot.pull(f"{NAME}@1.0.0")
+    author.publish(make_skill(tmp_path / "next", version="2.0.0").path)
+    assert robot.resolve(NAME).gone is None  # it did not ask
+    assert robot.resolve(NAME, held="1.0.0").gone == ""
+    author.state(NAME, "revoke", version="1.0.0", reason="it burns")
+    gone = robot.resolve(NAME, held="1.0.0")
+    assert (gone.version, gone.gone) == ("2.0.0", f"{NAME}@1.0.0 was revoked: it burns")
+    with pytest.raises(RevokedError, match="burns"):
+        offline.pull(f"{NAME}@1.0.0")
+
+
+@pytest.mark.parametrize("held", [[], "1.0.0", {"state": 1}, {"state": "revoked"}, {"state": None}])
+def test_held_of_another_shape_is_no_answer(published, through, held):
+    told = {"name": NAME, "version": "1.0.0", "digest": published.digest, "held": held}
+    client, _ = through(lambda request, response: (response.close(), httpx.Response(200, json=told))[1])
+    with pytest.raises(NetworkError, match="malformed"):
+        client.resolve(NAME, held="1.0.0")
+
+
 def test_an_alias_of_what_was_revoked(author, robot, offline, published, make_skill, tmp_path):
     """It is not said what the alias means now: only what is revoked by name is not used any more."""
     second = make_skill(tmp_path / "next", version="1.1.0", seed=1)

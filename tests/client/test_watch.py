@@ -14,6 +14,7 @@ import pytest
 from neuraverse.client import Client, watch, watching
 from neuraverse.errors import NetworkError
 from neuraverse.registry import background
+from tests.servers import until
 
 NAME = "acme/weld-seam"
 FIRST_PAUSE_S = watching._FIRST_PAUSE_S
@@ -129,6 +130,22 @@ def test_stop_ends_a_quiet_stream_soon(robot, published, read):
     reader.until(1)
     time.sleep(0.3)  # now it is reading the stream
     assert reader.end() < 2.0
+
+
+def test_each_watcher_stops_alone_and_one_thread_looks_after_all(author, robot, published, read):
+    readers = [read(robot, after="0") for _ in range(3)]
+    for reader in readers:
+        reader.until(1)
+    until(lambda: len(watching._cutter._readers) == 3)
+    assert [t.name for t in threading.enumerate()].count("neuraverse-watch") == 1
+    assert readers[0].end() < 2.0
+    author.set_alias(NAME, "stable", "1.0.0")
+    for reader in readers[1:]:
+        reader.until(2)
+    assert len(readers[0].events) == 1
+    for reader in readers[1:]:
+        reader.end()
+    until(lambda: not watching._cutter._running)  # nobody left to look after
 
 
 def test_an_event_comes_at_once_by_stream(author, robot, published, read):

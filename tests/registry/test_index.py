@@ -30,6 +30,22 @@ def test_latest_is_the_highest_release(api, publish_new, problem):
     assert "'1.0.0'" in problem(api.get(f"{REF}/1.0.0"), 404)["detail"]
 
 
+@pytest.mark.storages
+def test_who_has_a_version_is_told_of_it_too(api, publish_new, state, problem):
+    for version in ("1.0.0", "1.1.0"):
+        publish_new(version=version)
+    look = f"{REF}/latest"
+    assert "held" not in api.get(look).json()
+    state(api, "yank", version="1.0.0", reason="a burr")
+    told = {"version": "1.0.0", "state": "yanked", "reason": "a burr"}
+    assert api.get(look, params={"held": "1.0.0"}).json()["held"] == told
+    state(api, "revoke", version="1.0.0", reason="it burns")
+    told = {"version": "1.0.0", "state": "revoked", "reason": "it burns"}
+    assert api.get(look, params={"held": "1.0.0"}).json()["held"] == told
+    assert api.get(look, params={"held": "9.9.9"}).json()["held"] is None
+    problem(api.get(look, params={"held": "latest"}), 400)
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -125,7 +125,7 @@ def test_what_is_refused_changes_nothing(robot, release, offer, interface, kind,
 
 
 def test_a_registry_that_answers_with_something_else_is_told(robot, offer, monkeypatch):
-    def lie(_):
+    def lie(_, **named):
         raise IntegrityError("the registry answered with another skill")
 
     refusals = []
@@ -373,6 +373,67 @@ def test_it_leaves_a_revoked_skill_before_the_next_one_comes(robot, author, rele
         agent.update()
     assert seen[0] is None
     assert agent.skill is None
+
+
+def test_one_question_tells_of_the_new_and_of_the_old(robot, release, offer, monkeypatch):
+    asked, resolve = [], robot.resolve
+
+    def count(ref, **named):
+        asked.append((str(ref), named))
+        return resolve(ref, **named)
+
+    monkeypatch.setattr(robot, "resolve", count)
+    agent = RobotAgent(robot, None, offer, follow=NAME)
+    for version in ("1.0.0", "2.0.0"):
+        release(version)
+        assert agent.update()
+    assert asked == [(f"{NAME}@latest", {"held": ""}), (f"{NAME}@latest", {"held": "1.0.0"})]
+
+
+def test_a_registry_that_does_not_tell_of_the_old_is_asked(robot, author, release, offer, monkeypatch):
+    resolve, refusals = robot.resolve, []
+    monkeypatch.setattr(robot, "resolve", lambda ref, **_: resolve(ref))
+    release("1.0.0")
+    agent = RobotAgent(robot, None, offer, follow=NAME, on_refusal=refusals.append)
+    agent.update()
+    release("2.0.0")
+    author.state(NAME, "revoke", version="1.0.0")
+    assert agent.update()
+    assert [(r.ref, type(r.error)) for r in refusals] == [(f"{NAME}@1.0.0", RevokedError)]
+
+
+def test_agents_of_one_process_take_turns_and_a_slow_one_holds_nobody_up(
+    robot, release, offer, monkeypatch
+):
+    """Two at once; but a pull that hangs costs the others a short while, not their skill."""
+    monkeypatch.setattr(agents, "_LONGEST_WAIT_S", 0.3)
+    release("1.0.0")
+    pull, go_on, inside = robot.pull, threading.Event(), []
+
+    def slow(found, **named):
+        inside.append(1)
+        go_on.wait(20)
+        inside.pop()
+        return pull(found, **named)
+
+    monkeypatch.setattr(robot, "pull", slow)
+    team = [RobotAgent(robot, None, offer, follow=NAME) for _ in range(3)]
+    threads = [threading.Thread(target=agent.update) for agent in team]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(inside) == 2)
+    time.sleep(0.1)
+    assert len(inside) == 2
+    until(lambda: len(inside) == 3)  # its patience is over
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert all(agent.skill is not None for agent in team)
+    assert agents._turns.acquire(blocking=False)
+    assert agents._turns.acquire(blocking=False)
+    assert not agents._turns.acquire(blocking=False)
+    agents._turns.release()
+    agents._turns.release()
 
 
 def test_it_follows_by_itself_what_is_revoked(robot, author, release, offer):

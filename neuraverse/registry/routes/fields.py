@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, StringConstraints
 
+from neuraverse.manifest import VERSION_PATTERN
 from neuraverse.registry.events import CURSOR_PATTERN
 from neuraverse.registry.index import ALIAS_PATTERN
 
@@ -25,6 +26,7 @@ Which = Annotated[
         examples=["1.0.0", "^1.2", "stable", "latest"],
     ),
 ]
+Version = Annotated[str, StringConstraints(max_length=128, pattern=VERSION_PATTERN)]
 Visibility = Literal["public", "network", "private"]
 Cursor = Annotated[
     str | None,

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from neuraverse.interface import UNITS
-from neuraverse.manifest import DIGEST_PATTERN, VERSION_PATTERN
+from neuraverse.manifest import DIGEST_PATTERN
 from neuraverse.registry.fleet import installs, reports, rollouts
 from neuraverse.registry.limits import (
     MAX_ERRORS,
@@ -23,14 +23,13 @@ from neuraverse.registry.limits import (
     MAX_STAGES,
 )
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.routes.fields import LABEL, Label, refusals
+from neuraverse.registry.routes.fields import LABEL, Label, Version, refusals
 from neuraverse.registry.service import Registry
 from neuraverse.registry.tenants.identify import Who
 
 _FRESH = {"Cache-Control": "no-store"}
 _FOLLOWS = f"^{LABEL}/{LABEL}(@[0-9A-Za-z.,<>=^~*+ -]{{1,128}})?$"
 _Follows = Annotated[str, StringConstraints(max_length=200, pattern=_FOLLOWS)]
-_Version = Annotated[str, StringConstraints(max_length=128, pattern=VERSION_PATTERN)]
 _Digest = Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
 _Count = Annotated[int, Field(ge=0, le=MAX_REPORT_EPISODES, strict=True)]
 _Measured = Annotated[float, Field(ge=0, le=MAX_MEASURED, allow_inf_nan=False, strict=True)]
@@ -51,7 +50,7 @@ class Install(_Body):
     """What a robot says of a reference that it follows, and of a version that it runs, refuses or leaves."""
 
     follows: _Follows
-    version: _Version | None = None
+    version: Version | None = None
     digest: _Digest | None = None
     state: Literal["running", "refused", "rolled-back", "left", "stopped"]
     reason: Annotated[str, StringConstraints(max_length=MAX_SAID)] = ""
@@ -60,7 +59,7 @@ class Install(_Body):
 class Pin(_Body):
     """What to keep a robot at; null is what it runs."""
 
-    version: _Version | None = None
+    version: Version | None = None
     reason: Annotated[str, StringConstraints(max_length=MAX_SAID)] = ""
 
 
@@ -68,7 +67,7 @@ class Rollout(_Body):
     """How a version shall go to a fleet."""
 
     follows: _Follows
-    version: _Version
+    version: Version
     stages: Annotated[list[_Share], Field(min_length=1, max_length=MAX_STAGES)] = [5.0, 25.0, 100.0]
     episodes: Annotated[int, Field(ge=0, le=MAX_STAGE_EPISODES, strict=True)] = 50
     threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)] | None = None

@@ -18,7 +18,7 @@ from neuraverse.registry.compare import difference, graph
 from neuraverse.registry.files import immutable_headers, not_modified
 from neuraverse.registry.limits import MAX_SHOWN
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.routes.fields import Alias, Hex, Label, Visibility, Which, refusals
+from neuraverse.registry.routes.fields import Alias, Hex, Label, Version, Visibility, Which, refusals
 from neuraverse.registry.service import Registry
 from neuraverse.registry.stores import Blob
 from neuraverse.registry.tenants.access import Caller
@@ -149,10 +149,18 @@ def _add_find(api: APIRouter, registry: Registry) -> None:
         )
 
     @api.get("/v1/skills/{org}/{name}/{version}", responses=refusals(404, 409, 410))
-    async def resolve(org: Label, name: Label, version: Which, caller: Who) -> JSONResponse:
+    async def resolve(
+        org: Label,
+        name: Label,
+        version: Which,
+        caller: Who,
+        held: Annotated[
+            Version | None, Query(description="a version that you have, to be told of, too")
+        ] = None,
+    ) -> JSONResponse:
         """The digest behind a version, a range, an alias or `latest`, with its lineage."""
         return JSONResponse(
-            await registry.database.read(index.find, caller, f"{org}/{name}", version), headers=_FRESH
+            await registry.database.read(index.find, caller, f"{org}/{name}", version, held), headers=_FRESH
         )
 
     @api.get("/v1/skills/{org}/{name}/{version}/lineage", responses=refusals(404, 409, 410))

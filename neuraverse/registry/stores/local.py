@@ -19,18 +19,15 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from concurrent import futures
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from neuraverse.errors import StorageError
 from neuraverse.registry.stores import Blob, Incoming, Stored, new_key
-from neuraverse.storage import disk_errors, sync_folder
+from neuraverse.storage import disk_errors, flush, sync_folder
 
 T = TypeVar("T")
 _BUFFER_BYTES = 384 << 10  # of each download under way; less is slower, more is memory
-_FLUSHERS = 8  # flushes that wait at once share one commit of the file system's journal
 
 
 class LocalStore:
@@ -45,7 +42,6 @@ class LocalStore:
         self._root = data_dir / "blobs"
         self._incoming = data_dir / "incoming"
         self._quarantine = data_dir / "quarantine"
-        self._flushers = ThreadPoolExecutor(_FLUSHERS, "flush")
 
     async def open(self) -> None:
         await asyncio.to_thread(self._prepare)
@@ -62,7 +58,7 @@ class LocalStore:
                 sync_folder(folder)
 
     async def close(self) -> None:
-        self._flushers.shutdown()
+        pass
 
     async def probe(self) -> None:
         def write() -> None:
@@ -90,14 +86,11 @@ class LocalStore:
             for sha256, data in files.items()
         ]
 
-        def write(each: Incoming) -> None:
-            with self._new(self._root / each.key) as descriptor:
-                _write_all(descriptor, files[each.sha256])
-                os.fsync(descriptor)
-
         try:
-            self._at_once(write, made)
-            self._seal_folders(made)
+            for each in made:
+                with self._new(self._root / each.key) as descriptor:
+                    _write_all(descriptor, files[each.sha256])
+            self._seal(made)
         except BaseException:
             for each in made:
                 with contextlib.suppress(OSError):  # or the collector removes it
@@ -122,24 +115,9 @@ class LocalStore:
         await off_loop(self._seal, arrived)
 
     def _seal(self, arrived: Sequence[Incoming]) -> None:
-        with disk_errors("flush", self._root):
-            self._at_once(sync_folder, [self._root / each.key for each in arrived])
-        self._seal_folders(arrived)
-
-    def _seal_folders(self, arrived: Sequence[Incoming]) -> None:
-        with disk_errors("flush", self._root):
-            self._at_once(sync_folder, list({(self._root / each.key).parent for each in arrived}))
-
-    def _at_once(self, do: Callable[[T], object], items: Sequence[T]) -> None:
-        """Do it for all, one of them in this thread; when it returns or raises, none is under way."""
-        others = [self._flushers.submit(do, each) for each in items[1:]]
-        try:
-            for each in items[:1]:
-                do(each)
-        finally:
-            futures.wait(others)
-        for other in others:
-            other.result()
+        files = [self._root / each.key for each in arrived]
+        if files:
+            flush([*files, *{file.parent for file in files}])
 
     async def delete(self, key: str) -> None:
         path = self._root / key
@@ -297,7 +275,7 @@ async def _write(descriptor: int, body: AsyncIterator[bytes], limit: int | None 
     """
     sha256, size = hashlib.sha256(), 0
 
-    def flush(data: bytearray) -> None:
+    def store(data: bytearray) -> None:
         sha256.update(data)
         _write_all(descriptor, data)
         data.clear()
@@ -308,9 +286,9 @@ async def _write(descriptor: int, body: AsyncIterator[bytes], limit: int | None 
             buffer += chunk if limit is None else chunk[: limit - size]
             size += len(chunk)
             if len(buffer) >= _BUFFER_BYTES:
-                await off_loop(flush, buffer)
+                await off_loop(store, buffer)
     finally:  # of an upload that is cut, what came is kept
-        await off_loop(flush, buffer)
+        await off_loop(store, buffer)
     return sha256.hexdigest(), size
 
 

@@ -13,13 +13,13 @@ import hashlib
 import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, or_, select, update
 
 from neuraverse.registry.database import notify
 from neuraverse.registry.problems import Problem
@@ -66,6 +66,14 @@ _TOKEN = (
     .join(accounts)
     .where(tokens.c.hash == bindparam("hash"))
 )
+
+
+def _seen(shared: Any, mine: Any) -> ColumnElement[bool]:
+    return or_(skills.c.visibility.in_(shared), skills.c.org_id.in_(mine))
+
+
+SEEN = _seen(bindparam("shared", expanding=True), bindparam("mine", expanding=True))
+"""Which rows of `skills` exist for a caller, whose `Caller.scope` are its parameters."""
 _ROLES = select(members.c.org_id, members.c.role, orgs.c.name, orgs.c.quota_requests).join(orgs)
 _ROLES = _ROLES.where(members.c.account_id == bindparam("account")).order_by(members.c.org_id)
 
@@ -117,11 +125,14 @@ class Caller:
             return True
         return self.may("read", org_id)
 
+    @property
+    def scope(self) -> dict[str, Sequence[str] | Sequence[int]]:
+        """Parameters of `SEEN`, for a statement that is made once."""
+        return {"shared": [PUBLIC] if self.account is None else [PUBLIC, NETWORK], "mine": self.reads}
+
     def seen(self) -> ColumnElement[bool]:
         """The same for a query of `skills`."""
-        shared = [PUBLIC] if self.account is None else [PUBLIC, NETWORK]
-        mine = self.reads
-        return or_(skills.c.visibility.in_(shared), skills.c.org_id.in_(mine) if mine else ~true())
+        return _seen(**self.scope)
 
     def acts(self, right: Right, org: Row[Any]) -> bool:
         """Whether the caller may do something in an organisation; the row has ``id`` and ``managed``."""
