@@ -25,7 +25,7 @@ from neuraverse.registry import events
 from neuraverse.registry.events import Event, Wanted
 from neuraverse.registry.limits import HEARTBEAT_S, MAX_STREAMED, READER_S
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.tenants.access import Access, Caller
+from neuraverse.registry.tenants.access import Access, Caller, digest
 
 if TYPE_CHECKING:
     from neuraverse.registry.database import Database
@@ -117,7 +117,7 @@ class Feed:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         for reader in self.readers:
-            reader.tell()
+            reader.catch_up(self)
 
     async def _looking(self) -> None:
         while True:
@@ -154,15 +154,22 @@ class Feed:
             for reader in self.readers:
                 reader.look_after(at)
 
-    async def blocks(self, caller: Caller, after: int, wanted: Wanted) -> tuple[bytes, int]:
-        """What to send to a reader that stands behind `after`, and where it stands then; at most a page."""
+    def page(self, caller: Caller, after: int, wanted: Wanted) -> tuple[bytes, int] | None:
+        """As `blocks`, if it needs no look into the database; else None."""
         if after >= self._head:
             return b"", after
-        if after >= self._from:
-            key = (after, caller.view, wanted)  # most readers stand at the same place
-            found = self._pages.get(key)
-            if found is None:
-                found = self._pages[key] = self._page(caller, after, wanted)
+        if after < self._from:
+            return None
+        key = (after, caller.view, wanted)  # most readers stand at the same place
+        found = self._pages.get(key)
+        if found is None:
+            found = self._pages[key] = self._page(caller, after, wanted)
+        return found
+
+    async def blocks(self, caller: Caller, after: int, wanted: Wanted) -> tuple[bytes, int]:
+        """What to send to a reader that stands behind `after`, and where it stands then; at most a page."""
+        found = self.page(caller, after, wanted)
+        if found is not None:
             return found
         start = self._from  # of before reading: what is told meanwhile may not be in it
         rows = await self._database.read(events.behind, caller, after, MAX_STREAMED, wanted)
@@ -242,7 +249,8 @@ class EventStream(Response):
             work.cancel()
 
         listener = asyncio.create_task(leave())
-        reader = Reader(scope.get("state", {}).get("abort"))
+        state = scope.get("state", {})
+        reader = Reader(self._authorization, self._after, self._wanted, state.get("abort"), state.get("push"))
         self._feed.readers.add(reader)
         try:
             await self._serve(reader, send)
@@ -269,7 +277,7 @@ class EventStream(Response):
                 caller = await self._feed.access.caller(self._authorization)
             except Problem:
                 break
-            data, self._after = await self._feed.blocks(caller, self._after, self._wanted)
+            data, reader.after = await self._feed.blocks(caller, reader.after, self._wanted)
             if self._feed.closed:
                 break
             if not data:
@@ -278,24 +286,52 @@ class EventStream(Response):
 
 
 class Reader:
-    """One open stream: whether its reader takes what it is sent, and when it was last sent something.
+    """One open stream: where its reader stands, whether it takes what it is sent, and when it last did.
 
     Args:
+        authorization: Header by which the reader is known.
+        after: Where it stands.
+        wanted: What it asks for.
         abort: Ends the connection at once; None where there is none.
+        push: Sends a piece of the body past everything between, and says whether it could; None likewise.
     """
 
-    __slots__ = ("_abort", "_due", "_news", "sending_since")
+    __slots__ = (
+        "_abort",
+        "_due",
+        "_ends",
+        "_idle",
+        "_key",
+        "_news",
+        "_push",
+        "_wanted",
+        "after",
+        "sending_since",
+    )
 
-    def __init__(self, abort: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        authorization: str | None,
+        after: int,
+        wanted: Wanted,
+        abort: Callable[[], None] | None,
+        push: Callable[[bytes], bool] | None,
+    ) -> None:
+        self._key = None if authorization is None else digest(authorization)
+        self._wanted = wanted
         self._abort = abort
+        self._push = push
         self._news: asyncio.Future[bytes] | None = None
-        self.sending_since: float | None = None
+        self._idle = False
+        self._ends = math.inf  # when its token does [s, monotonic]
         self._due = 0.0
+        self.after = after
+        self.sending_since: float | None = None
 
     def sent(self) -> None:
         """It took what it was sent."""
         self.sending_since = None
-        self._due = time.monotonic() + HEARTBEAT_S
+        self._due = min(time.monotonic() + HEARTBEAT_S, self._ends)
 
     def expect(self) -> None:
         """From now on, `wait` returns at once if something was told meanwhile."""
@@ -305,8 +341,33 @@ class Reader:
         """Wait for news, a heartbeat, or the end of a token [s since 1970]; what to send of it."""
         assert self._news is not None
         if ends != math.inf:
-            self._due = min(self._due, time.monotonic() + max(0.0, ends - time.time()) + 0.01)
-        return await self._news
+            self._ends = time.monotonic() + max(0.0, ends - time.time()) + 0.01
+            self._due = min(self._due, self._ends)
+        self._idle = True
+        try:
+            return await self._news
+        finally:
+            self._idle = False
+
+    def catch_up(self, feed: Feed) -> None:
+        """Send it what is new while it waits; where that is not for now to decide, let it look for itself.
+
+        To wake each of 2,000 readers for the same event, and to send through all that wraps a request,
+        took twice as long.
+        """
+        push = self._push if self._idle and not feed.closed else None
+        caller = None if push is None else feed.access.known(self._key)
+        while push is not None and caller is not None:
+            found = feed.page(caller, self.after, self._wanted)
+            if found is None or (found[0] and not push(found[0])):
+                break
+            data, after = found
+            if data:
+                self.sent()
+            if after == self.after:
+                return
+            self.after = after
+        self.tell()
 
     def tell(self, data: bytes = b"") -> None:
         """Let it look for news, or send this."""

@@ -111,6 +111,17 @@ class Access:
             sent += len(message.get("body", b""))
             await send(message)
 
+        state = scope.get("state", {})
+        push = state.get("push")  # how a stream of events is sent past `send`
+
+        def counted_push(data: bytes) -> bool:
+            nonlocal sent
+            done: bool = push(data)
+            sent += len(data) if done else 0
+            return done
+
+        if push is not None:
+            state["push"] = counted_push
         try:
             await self._app(scope, receive, marked)
         finally:

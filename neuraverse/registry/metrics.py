@@ -76,6 +76,17 @@ class Measure:
             metrics.sent.inc(len(message.get("body", b"")))
             await send(message)
 
+        state = scope.get("state", {})
+        push = state.get("push")  # how a stream of events is sent past `send`
+
+        def counted_push(data: bytes) -> bool:
+            if not push(data):
+                return False
+            metrics.sent.inc(len(data))
+            return True
+
+        if push is not None:
+            state["push"] = counted_push
         metrics.active.inc()
         try:
             await self._app(scope, counted_receive, counted_send)

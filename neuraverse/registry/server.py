@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import gc
 import json
 import math
@@ -14,6 +15,7 @@ import resource
 import signal
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -200,10 +202,19 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Start the clock."""
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "abort": transport.abort}  # for who is not read, see `feed`
+        push = functools.partial(Protocol.push, weakref.proxy(self))  # for streams of events, see `feed`
+        self.app_state = {**self.app_state, "abort": transport.abort, "push": push}
         self._clock: asyncio.TimerHandle | None = None
         self._unread = 0
         self._watch()
+
+    def push(self, data: bytes) -> bool:
+        """Send more of the body that is under way, as the application could; False if it has to wait."""
+        cycle = self.cycle
+        if self.flow.write_paused or cycle.disconnected or cycle.response_complete:
+            return False
+        self.transport.write(self.conn.send(h11.Data(data=data)))
+        return True
 
     def data_received(self, data: bytes) -> None:
         """Stop the clock when a request is whole; uvicorn's own runs between requests."""

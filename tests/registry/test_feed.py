@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import random
 import re
 import socket
@@ -19,6 +20,7 @@ from starlette.testclient import TestClient
 
 from neuraverse.registry import Settings, background, changes, create_app, events, feed, tables
 from neuraverse.registry.events import Wanted
+from neuraverse.registry.metrics import Measure, Metrics
 from tests.registry.test_publish import TAR, parcel
 from tests.registry.test_tenants import World
 from tests.servers import free_ports, until
@@ -198,6 +200,90 @@ def test_what_is_hidden_while_it_is_read_is_not_kept_as_it_was(plain, make_skill
         assert data == b""
     finally:
         world.close()
+
+
+class Pages:
+    """A feed of two pages, and a reader's place in it."""
+
+    closed = False
+
+    def __init__(self, caller="somebody"):
+        self.access = self
+        self._caller = caller
+        self.pages = {0: (b"one", 1), 1: (b"two", 2), 2: (b"", 2)}
+
+    def known(self, _):
+        return self._caller
+
+    def page(self, _, after, __):
+        return self.pages[after]
+
+
+@pytest.mark.parametrize(
+    ("taken", "caller", "idle", "pages", "sent", "stands", "woken"),
+    [
+        (2, "somebody", True, {}, [b"one", b"two"], 2, False),
+        (1, "somebody", True, {}, [b"one"], 1, True),  # its connection is full: it waits by itself
+        (2, None, True, {}, [], 0, True),  # its rights are to be looked up
+        (2, "somebody", False, {}, [], 0, True),  # it is looking already
+        (2, "somebody", True, {1: None}, [b"one"], 1, True),  # the rest is in the database
+        (2, "somebody", True, {0: (b"", 1), 1: (b"", 2)}, [], 2, False),  # nothing of it is theirs
+    ],
+)
+def test_news_are_pushed_to_who_waits_and_nobody_else(taken, caller, idle, pages, sent, stands, woken):
+    async def run():
+        got = []
+
+        def push(data):
+            if len(got) == taken:
+                return False
+            got.append(data)
+            return True
+
+        pushed = Pages(caller)
+        pushed.pages |= pages
+        reader = feed.Reader(None, 0, Wanted(), None, push)
+        reader.expect()
+        waiting = asyncio.create_task(reader.wait(time.time() + 1.0)) if idle else None
+        await asyncio.sleep(0)
+        due = reader._ends
+        reader.catch_up(pushed)
+        await asyncio.sleep(0)
+        assert (got, reader.after, reader._news.done()) == (sent, stands, woken)
+        if idle:
+            assert reader._due <= due  # what is sent does not put off the end of its token
+            waiting.cancel()
+
+    asyncio.run(run())
+
+
+def test_what_is_pushed_is_in_the_log(plain, tiny_skill, publisher, caplog):
+    caplog.set_level(logging.INFO, "neuraverse.registry.access")
+    with background(plain) as url:
+        stream = Stream(url)
+        until(lambda: b"retry" in stream.data, "the stream")
+        answer = httpx.post(f"{url}/v1/skills", content=parcel(tiny_skill, publisher), headers=TAR)
+        assert answer.status_code == 201
+        stream.until(1)
+        event = re.search(rb"id: \S+\nevent: published\n.*\n\n", stream.data)
+        stream.close()
+
+        def lines():
+            return [r.getMessage() for r in caplog.records if "/v1/events/stream" in r.getMessage()]
+
+        until(lines, "its line")
+        assert int(re.search(r"(\d+) bytes", lines()[0])[1]) > len(event[0])
+
+
+def test_what_is_pushed_is_in_the_metrics():
+    metrics, left = Metrics(), [True, False]
+
+    async def app(scope, receive, send):
+        assert [scope["state"]["push"](b"1234") for _ in range(2)] == [True, False]
+
+    scope = {"type": "http", "method": "GET", "state": {"push": lambda data: left.pop(0)}}
+    asyncio.run(Measure(app, metrics=metrics)(scope, None, None))
+    assert metrics.sent._value.get() == 4.0
 
 
 def test_a_reader_that_does_not_read_is_dropped(plain, tiny_skill, publisher, monkeypatch):

@@ -402,9 +402,7 @@ def test_a_registry_that_does_not_tell_of_the_old_is_asked(robot, author, releas
     assert [(r.ref, type(r.error)) for r in refusals] == [(f"{NAME}@1.0.0", RevokedError)]
 
 
-def test_agents_of_one_process_take_turns_and_a_slow_one_holds_nobody_up(
-    robot, release, offer, monkeypatch
-):
+def test_agents_of_one_process_take_turns_and_a_slow_one_holds_nobody_up(robot, release, offer, monkeypatch):
     """Two at once; but a pull that hangs costs the others a short while, not their skill."""
     monkeypatch.setattr(agents, "_LONGEST_WAIT_S", 0.3)
     release("1.0.0")

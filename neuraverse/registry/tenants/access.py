@@ -274,6 +274,13 @@ class Access:
             raise _ended("has expired", found.expires_at)
         return found
 
+    def known(self, key: str | None) -> Caller | None:
+        """Who sent a header of this `digest`, if that is remembered; `caller` tells the rest."""
+        if key is None:
+            return self.anonymous
+        found = self._known.get(key)
+        return None if found is None or found.ends <= time.time() else found
+
     def forget(self) -> None:
         """Rights have changed."""
         self._epoch -= 1
