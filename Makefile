@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A file's tests stay together, as they share servers; the order is that of tests/conftest.py.
+WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help demo test test-all lint format bench clean
@@ -25,10 +27,10 @@ demo: $(VENV)/.ready-all ## one robot learns to weld a seam and three others tak
 	@$(BIN)/neuraverse demo
 
 test: $(VENV)/.ready-all,dev ## all tests that CI runs
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" $(WORKERS)
 
 test-all: $(VENV)/.ready-all,dev ## and the heavier ones
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(WORKERS)
 
 lint: $(VENV)/.ready-all,dev ## format check, lint, types
 	@$(BIN)/ruff format --check .

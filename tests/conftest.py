@@ -49,6 +49,15 @@ def _numbers_keep_their_meaning():
     assert np.float64(1e-310) * np.float64(1.0) > 0.0, "denormal numbers are still flushed to zero"
 
 
+_LONG = ("test_readme", "test_crash", "test_learning", "test_cluster", "test_jobs", "test_stateful")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: with several workers, what begins last should be short."""
+    places = {name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 OPSET = 20
 TWIST = "m/s,m/s,m/s,rad/s,rad/s,rad/s"
 SCALE = (0.1, 0.1, 0.1, 0.5, 0.5, 0.5)

@@ -409,12 +409,13 @@ class Client:
         successes: int,
         aborts: int = 0,
         errors: Mapping[str, Measured] | None = None,
+        key: str = "",
     ) -> None:
         """Tell the registry how a skill did on this robot since the last report; as sums, without raw data.
 
         It needs the token of a robot, which has said before that it runs this version
         (`neuraverse watch --apply` does). Added to the report are the digest of the body, which is that of
-        `offer`, and the versions of this software. The same report sent twice counts twice.
+        `offer`, and the versions of this software.
 
         Args:
             skill: What ran.
@@ -423,6 +424,8 @@ class Client:
             successes: How many of them succeeded.
             aborts: How many were broken off.
             errors: Physical errors by name, at most 20.
+            key: A random text, to send the same report again if no answer came: as long as no other one of
+                this skill and body came in between, it counts once. Without a key it counts each time.
 
         Raises:
             UsageError: A count or an error makes no sense; nothing was sent.
@@ -430,7 +433,7 @@ class Client:
             NetworkError: It could not be asked, or has been sent too many reports.
         """
         counts = {"episodes": episodes, "successes": successes, "aborts": aborts}
-        reports.report(self._transport, skill.digest, offer, **counts, errors=errors or {})
+        reports.report(self._transport, skill.digest, offer, **counts, errors=errors or {}, key=key)
 
     def is_robot(self) -> bool:
         """Whether the registry takes this client's token for a robot's.

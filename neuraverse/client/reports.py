@@ -26,6 +26,7 @@ MAX_EPISODES = 10_000  # in one report
 MAX_ERRORS = 20
 MAX_MEASURED = 1e12  # of any unit
 _PACKAGES = ("neuraverse", "numpy", "onnxruntime")
+_KEY = "[0-9A-Za-z_-]{0,64}"
 _NAME = "[a-z][a-z0-9_]{0,63}"
 
 
@@ -80,6 +81,7 @@ def report(
     successes: int,
     aborts: int,
     errors: Mapping[str, Measured],
+    key: str,
 ) -> None:
     """Tell how a version did; see `Client.report`."""
     _check_counts(episodes, successes, aborts)
@@ -94,7 +96,10 @@ def report(
         "body": offer.digest(),
         "software": software(),
     }
-    with transport.stream("POST", "/v1/fleet/reports", json=body, ok=(201,)):
+    if not re.fullmatch(_KEY, key):
+        raise UsageError(f"{key[:100]!r} is no key of a report", remedy="use uuid.uuid4().hex")
+    headers = {"Idempotency-Key": key} if key else None
+    with transport.stream("POST", "/v1/fleet/reports", json=body, headers=headers, ok=(201,)):
         pass
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from neuraverse.registry.service import Registry
 
 FORMAT = "neuraverse.backup/1"
-SCHEMA = "0003"
+SCHEMA = "0004"
 _LEFT_OUT = {"uploads", "listings", "postings", "standings"}  # they expire, or follow from the others
 # Those whose ids a sequence of PostgreSQL gives out.
 _COUNTED = tables.orgs, tables.accounts, tables.skills, tables.versions, tables.interfaces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class _Episode:
 
 
 class Outcomes:
-    """Episodes of one robot that the registry was not told of yet; the last 10,000.
+    """Episodes of one robot that the registry was not told of yet: the last 10,000, and what is on its way.
 
     Args:
         client: The registry, with the robot's token.
@@ -41,6 +42,7 @@ class Outcomes:
         self._offer = offer
         self._units = dict(units or {})
         self._ended: deque[_Episode] = deque(maxlen=MAX_EPISODES)
+        self._unanswered: tuple[str, list[_Episode]] | None = None  # sent as a report of that key
 
     def add(self, skill: Skill, *, success: bool, aborted: bool = False, **errors: float) -> None:
         """An episode has ended. Takes about a microsecond, and never waits: for the control loop's thread.
@@ -66,7 +68,8 @@ class Outcomes:
     def send(self) -> int:
         """Tell the registry; for another thread, or for while the robot stands still.
 
-        What it refuses is dropped, and logged as a warning; what it could not be told is kept.
+        What it refuses is dropped, and logged as a warning; what it could not be told is kept. A report that
+        was not answered may have been counted: it is sent again as it was, and counts once.
 
         Returns:
             How many episodes it took.
@@ -74,31 +77,40 @@ class Outcomes:
         Raises:
             NetworkError: It could not be asked.
         """
+        taken = 0
+        if self._unanswered is not None:
+            taken += self._report(*self._unanswered)
         ended = [self._ended.popleft() for _ in range(len(self._ended))]
         batches: dict[str, list[_Episode]] = {}
         for each in ended:
             batches.setdefault(each.skill.digest, []).append(each)
-        taken = 0
         for digest in list(batches):
-            batch = batches[digest]
             try:
-                self._client.report(
-                    batch[0].skill,
-                    self._offer,
-                    episodes=len(batch),
-                    successes=sum(each.success for each in batch),
-                    aborts=sum(each.aborted for each in batch),
-                    errors=self._measured(batch),
-                )
-                taken += len(batch)
-            except (RegistryError, UsageError) as error:
-                log.warning("%d episodes of %s are not told: %s", len(batch), batch[0].skill.ref, error)
+                taken += self._report(uuid.uuid4().hex, batches.pop(digest))
             except NetworkError:
-                untold = [each for each in ended if each.skill.digest in batches]
-                self._ended.extendleft(reversed(untold))
+                later = [each for each in ended if each.skill.digest in batches]
+                self._ended.extendleft(reversed(later))
                 raise
-            del batches[digest]
         return taken
+
+    def _report(self, key: str, batch: list[_Episode]) -> int:
+        """Tell of episodes with one skill; how many were taken."""
+        self._unanswered = key, batch
+        try:
+            self._client.report(
+                batch[0].skill,
+                self._offer,
+                episodes=len(batch),
+                successes=sum(each.success for each in batch),
+                aborts=sum(each.aborted for each in batch),
+                errors=self._measured(batch),
+                key=key,
+            )
+        except (RegistryError, UsageError) as error:
+            log.warning("%d episodes of %s are not told: %s", len(batch), batch[0].skill.ref, error)
+            batch = []
+        self._unanswered = None
+        return len(batch)
 
     def _measured(self, batch: list[_Episode]) -> dict[str, Measured]:
         found = {}

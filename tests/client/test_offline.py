@@ -274,9 +274,10 @@ def test_a_revoked_version_that_is_held_is_told_beside_the_answer(
 
 
 @pytest.mark.parametrize("held", [[], "1.0.0", {"state": 1}, {"state": "revoked"}, {"state": None}])
-def test_held_of_another_shape_is_no_answer(published, through, held):
+def test_held_of_another_shape_is_no_answer(published, through, net, held):
     told = {"name": NAME, "version": "1.0.0", "digest": published.digest, "held": held}
-    client, _ = through(lambda request, response: (response.close(), httpx.Response(200, json=told))[1])
+    kind = {"content-type": "application/json"}
+    client, _ = through(lambda _, answer: net.replaced(answer, json.dumps(told).encode(), 200, **kind))
     with pytest.raises(NetworkError, match="malformed"):
         client.resolve(NAME, held="1.0.0")
 

@@ -55,6 +55,17 @@ def test_a_report(told, offer):
     }
 
 
+def test_a_report_that_may_be_sent_again_has_a_key(told, offer):
+    client, requests = told
+    client.report(FOUND, offer, episodes=1, successes=1)
+    client.report(FOUND, offer, episodes=1, successes=1, key="5f0c")
+    assert [r.headers.get("idempotency-key") for r in requests] == [None, "5f0c"]
+    for wrong in ("a b", "x" * 65, "ä"):
+        with pytest.raises(UsageError, match="no key of a report"):
+            client.report(FOUND, offer, episodes=1, successes=1, key=wrong)
+    assert len(requests) == 2
+
+
 def test_the_digest_of_a_body_is_that_of_what_it_offers(offer):
     assert offer.digest() == dataclasses.replace(offer).digest()
     first = dataclasses.replace(offer.observation[0], description="said otherwise")

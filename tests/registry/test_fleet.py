@@ -86,14 +86,15 @@ class Plant(World):
         }
         return self.put("/v1/fleet/installs", self.robot(number), json=said | changes)
 
-    def report(self, number, version, episodes=20, successes=19, **changes):
+    def report(self, number, version, episodes=20, successes=19, key=None, **changes):
         said = {
             "digest": self.skills[f"{NAME}@{version}"].digest,
             "episodes": episodes,
             "successes": successes,
             "body": BODY,
         }
-        return self.post("/v1/fleet/reports", self.robot(number), json=said | changes)
+        headers = {} if key is None else {"Idempotency-Key": key}
+        return self.post("/v1/fleet/reports", self.robot(number), json=said | changes, headers=headers)
 
     def gets(self, number, which="stable"):
         """What a robot gets, and why."""
@@ -411,6 +412,26 @@ def test_reports_are_summed_and_shown_beside_simulation(plant):
         "tip_error": {"unit": "m", "n": 50, "mean": pytest.approx(0.001), "max": 0.002}
     }
     assert (listed[2]["aborts"], listed[2]["reports"], listed[2]["software"]) == (1, 2, {"neuraverse": "2"})
+
+
+@pytest.mark.storages
+def test_a_report_that_is_sent_again_counts_once(plant, problem):
+    plant.say(0, "1.0.0")
+    plant.say(1, "1.0.0")
+    assert plant.report(0, "1.0.0", 10, 9, key="first").json()["field"]["n"] == 10
+    assert plant.report(0, "1.0.0", 10, 9, key="first").json()["field"]["n"] == 10
+    assert plant.report(1, "1.0.0", 10, 9, key="first").json()["field"]["n"] == 20  # another robot's
+    assert plant.report(0, "1.0.0", 10, 9, key="next").json()["field"]["n"] == 30
+    for _ in range(2):  # without a key, each is another one
+        plant.report(0, "1.0.0", 10, 9)
+    assert plant.get(f"/v1/skills/{NAME}/1.0.0").json()["field"] == {
+        "n": 50,
+        "successes": 45,
+        "lower": wilson_lower(45, 50),
+    }
+    rows = plant.rows(select(field).order_by(field.c.robot_id))
+    assert [(r.episodes, r.reports) for r in rows] == [(40, 4), (10, 1)]
+    problem(plant.report(0, "1.0.0", key="no key"), 400)
 
 
 def test_who_may_report_what(plant, problem):

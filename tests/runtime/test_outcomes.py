@@ -17,9 +17,10 @@ class Told:
     """A client that notes reports, after so many failures."""
 
     def __init__(self, *failures):
-        self.reports, self._failures = [], list(failures)
+        self.reports, self.keys, self._failures = [], [], list(failures)
 
-    def report(self, skill, offer, **counts):
+    def report(self, skill, offer, *, key, **counts):
+        self.keys.append(key)
         if self._failures:
             raise self._failures.pop(0)
         self.reports.append((skill.digest, counts))
@@ -52,8 +53,23 @@ def test_what_could_not_be_told_is_kept_and_what_was_refused_is_not(offer, caplo
         "1 episodes of acme/x@1.0.0 are not told: it never ran"
     ]
     outcomes.add(SECOND, success=False)
-    assert outcomes.send() == 3
-    assert [counts["successes"] for _, counts in client.reports] == [2]
+    assert outcomes.send() == 3  # what was on its way, as it was; then what came after
+    assert [(counts["episodes"], counts["successes"]) for _, counts in client.reports] == [(2, 2), (1, 0)]
+    assert client.keys[1] == client.keys[2]
+    assert len(set(client.keys)) == 3
+
+
+def test_what_comes_after_a_report_without_an_answer_is_kept(offer):
+    client = Told(NetworkError("down"), NetworkError("down"))
+    outcomes = Outcomes(client, offer)
+    outcomes.add(FIRST, success=True)
+    outcomes.add(SECOND, success=True)
+    for _ in range(2):
+        with pytest.raises(NetworkError):
+            outcomes.send()
+    assert outcomes.send() == 2
+    assert [digest for digest, _ in client.reports] == ["sha256:1", "sha256:2"]
+    assert len(set(client.keys)) == 2
 
 
 def test_no_more_is_kept_than_one_report_can_tell(offer):

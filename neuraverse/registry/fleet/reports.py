@@ -33,6 +33,7 @@ class Report:
         errors: Physical errors by name: ``unit``, ``n``, ``mean`` and ``max``.
         body: Digest of the body that it ran on.
         software: Versions by name.
+        key: What its sender calls it, to send it again if no answer came; empty if it is not sent again.
     """
 
     digest: str
@@ -42,10 +43,13 @@ class Report:
     errors: Mapping[str, Mapping[str, Any]]
     body: str
     software: Mapping[str, str]
+    key: str = ""
 
 
 def take(db: Connection, caller: Caller, report: Report) -> dict[str, Any]:
     """Add a report to the sums of a version, and let the roll-outs that sent it there decide.
+
+    A report with the key of the one before, of this robot, version and body, is that one: it counts once.
 
     Raises:
         Problem: 401, 403, 404 no such version, 409 the robot never ran it or has too many bodies, 422 errors
@@ -73,13 +77,14 @@ def take(db: Connection, caller: Caller, report: Report) -> dict[str, Any]:
         )
     seen(db, robot)
     _one_more(db, robot)
-    _add(db, robot, version.id, report)
-    n, k = version.field_n + report.episodes, version.field_successes + report.successes
-    db.execute(update(versions).where(versions.c.id == version.id).values(field_n=n, field_successes=k))
-    relist(db, version.skill_id)
-    mine = and_(installs.c.robot_id == robot, installs.c.skill_id == version.skill_id)
-    followed = [each.partition("@")[2] for each in db.scalars(select(installs.c.follows).where(mine))]
-    rollouts.count(db, org, version.skill_id, version.id, followed, report.episodes, report.successes)
+    n, k = version.field_n, version.field_successes
+    if _add(db, robot, version.id, report):
+        n, k = n + report.episodes, k + report.successes
+        db.execute(update(versions).where(versions.c.id == version.id).values(field_n=n, field_successes=k))
+        relist(db, version.skill_id)
+        mine = and_(installs.c.robot_id == robot, installs.c.skill_id == version.skill_id)
+        followed = [each.partition("@")[2] for each in db.scalars(select(installs.c.follows).where(mine))]
+        rollouts.count(db, org, version.skill_id, version.id, followed, report.episodes, report.successes)
     return {
         "name": version.name,
         "version": version.version,
@@ -147,11 +152,13 @@ def _one_more(db: Connection, robot: int) -> None:
     db.execute(update(robots).where(at).values(reports=row.reports + 1))
 
 
-def _add(db: Connection, robot: int, version: int, report: Report) -> None:
-    """Add to the sums of a version, a robot and a body."""
+def _add(db: Connection, robot: int, version: int, report: Report) -> bool:
+    """Add to the sums of a version, a robot and a body; False if this report was added before."""
     mine = and_(field.c.version_id == version, field.c.robot_id == robot)
     at = and_(mine, field.c.body == report.body)
     old = db.execute(select(field).where(at)).one_or_none()
+    if old is not None and report.key and report.key == old.last_key:
+        return False
     values: dict[str, Any] = {
         "episodes": report.episodes + (old.episodes if old is not None else 0),
         "successes": report.successes + (old.successes if old is not None else 0),
@@ -160,10 +167,11 @@ def _add(db: Connection, robot: int, version: int, report: Report) -> None:
         "software": dict(report.software),
         "reports": 1 + (old.reports if old is not None else 0),
         "last_at": now(),
+        "last_key": report.key,
     }
     if old is not None:
         db.execute(update(field).where(at).values(values))
-        return
+        return True
     if (db.scalar(select(func.count()).select_from(field).where(mine)) or 0) >= MAX_FIELD_BODIES:
         raise Problem(
             409,
@@ -177,6 +185,7 @@ def _add(db: Connection, robot: int, version: int, report: Report) -> None:
             version_id=version, robot_id=robot, body=report.body, first_at=values["last_at"], **values
         )
     )
+    return True
 
 
 def _summed(old: Row[Any] | None, new: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 from fastapi import Path as InPath
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -30,6 +30,15 @@ from neuraverse.registry.tenants.identify import Who
 _FRESH = {"Cache-Control": "no-store"}
 _FOLLOWS = f"^{LABEL}/{LABEL}(@[0-9A-Za-z.,<>=^~*+ -]{{1,128}})?$"
 _Follows = Annotated[str, StringConstraints(max_length=200, pattern=_FOLLOWS)]
+_Key = Annotated[
+    str,
+    Header(
+        alias="Idempotency-Key",
+        pattern="^[0-9A-Za-z_-]{0,64}$",
+        description="what the sender calls this report: a new random text for each",
+        examples=["5f0c6b7e"],
+    ),
+]
 _Digest = Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
 _Count = Annotated[int, Field(ge=0, le=MAX_REPORT_EPISODES, strict=True)]
 _Measured = Annotated[float, Field(ge=0, le=MAX_MEASURED, allow_inf_nan=False, strict=True)]
@@ -122,7 +131,7 @@ class FieldReport(_Body):
     body: _Digest
     software: Annotated[dict[_Word, _Software], Field(max_length=MAX_SOFTWARE)] = {}
 
-    def report(self) -> reports.Report:
+    def report(self, key: str) -> reports.Report:
         """The same for the registry.
 
         Raises:
@@ -145,7 +154,8 @@ class FieldReport(_Body):
                     f"the mean of {name} is more than its greatest",
                     "send the mean and the greatest of the same episodes",
                 )
-        return reports.Report(**dict(self) | {"errors": {k: dict(v) for k, v in self.errors.items()}})
+        errors = {k: dict(v) for k, v in self.errors.items()}
+        return reports.Report(**dict(self) | {"errors": errors, "key": key})
 
 
 def router(registry: Registry) -> APIRouter:
@@ -177,9 +187,12 @@ def _add_robots(api: APIRouter, registry: Registry) -> None:
         return Response(status_code=204)
 
     @api.post("/v1/fleet/reports", status_code=201, responses=refusals(404, 409))
-    async def report(body: FieldReport, caller: Who) -> JSONResponse:
-        """A robot says how a version does that it runs. The answer is how it does everywhere."""
-        answer = await database.write(reports.take, caller, body.report())
+    async def report(body: FieldReport, caller: Who, key: _Key = "") -> JSONResponse:
+        """A robot says how a version does that it runs. The answer is how it does everywhere.
+
+        Whoever gets no answer may send the same again, with the same key: it counts once.
+        """
+        answer = await database.write(reports.take, caller, body.report(key))
         feed.wake()
         return JSONResponse(answer, 201, headers=_FRESH)
 
