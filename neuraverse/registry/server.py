@@ -210,8 +210,7 @@ class Protocol(H11Protocol):
 
     def push(self, data: bytes) -> bool:
         """Send more of the body that is under way, as the application could; False if it has to wait."""
-        cycle = self.cycle
-        if self.flow.write_paused or cycle.disconnected or cycle.response_complete:
+        if self.flow.write_paused or self.transport.is_closing() or self.conn.our_state is not h11.SEND_BODY:
             return False
         self.transport.write(self.conn.send(h11.Data(data=data)))
         return True

@@ -11,8 +11,10 @@ import re
 import socket
 import threading
 import time
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
+import h11
 import httpx
 import pytest
 from sqlalchemy import select
@@ -21,6 +23,7 @@ from starlette.testclient import TestClient
 from neuraverse.registry import Settings, background, changes, create_app, events, feed, tables
 from neuraverse.registry.events import Wanted
 from neuraverse.registry.metrics import Measure, Metrics
+from neuraverse.registry.server import Protocol
 from tests.registry.test_publish import TAR, parcel
 from tests.registry.test_tenants import World
 from tests.servers import free_ports, until
@@ -273,6 +276,62 @@ def test_what_is_pushed_is_in_the_log(plain, tiny_skill, publisher, caplog):
 
         until(lines, "its line")
         assert int(re.search(r"(\d+) bytes", lines()[0])[1]) > len(event[0])
+
+
+def test_readers_that_break_the_protocol_disturb_nobody(plain, tiny_skill, publisher):
+    """Whoever is sent news in one loop with others can end that loop for nobody."""
+    with background(plain) as url:
+        rude = [Stream(url) for _ in range(3)]
+        good = Stream(url)
+        for each in (*rude, good):
+            until(lambda each=each: b"retry" in each.data, "the stream")
+        stop = threading.Event()
+
+        def pester():
+            with contextlib.suppress(OSError):
+                for number in range(1000):
+                    for each, said in zip(
+                        rude, (b"\0\0\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"x"), strict=True
+                    ):
+                        each.socket.sendall(said * (1 + number % 3))
+                    if stop.wait(0.001):
+                        return
+
+        thread = threading.Thread(target=pester)
+        thread.start()
+        answer = httpx.post(f"{url}/v1/skills", content=parcel(tiny_skill, publisher), headers=TAR)
+        assert answer.status_code == 201
+        assert len(good.until(1)) == 1
+        stop.set()
+        thread.join()
+        later = Stream(url)
+        assert len(later.until(1)) == 1
+        for each in (*rude, good, later):
+            each.close()
+
+
+def test_a_push_into_a_connection_that_cannot_take_it():
+    """Paused, closing, or broken by what its client sent: the reader's own task sees to it."""
+
+    class Half:
+        def write(self, data):
+            self.data = data
+
+    def made(state=h11.SEND_BODY, paused=False, closing=False):
+        protocol = object.__new__(Protocol)
+        protocol.transport = Half()
+        protocol.transport.is_closing = lambda: closing
+        protocol.flow = SimpleNamespace(write_paused=paused)
+        protocol.conn = SimpleNamespace(our_state=state, send=lambda event: event.data)
+        return protocol
+
+    assert not made(paused=True).push(b"x")
+    assert not made(closing=True).push(b"x")
+    for state in (h11.SEND_RESPONSE, h11.DONE, h11.ERROR, h11.CLOSED, h11.MUST_CLOSE):
+        assert not made(state).push(b"x")
+    able = made()
+    assert able.push(b"x")
+    assert able.transport.data == b"x"
 
 
 def test_what_is_pushed_is_in_the_metrics():
