@@ -302,7 +302,7 @@ def _turn() -> Iterator[None]:
     """One of the agents of this process whose turn it is; a slow one holds the others up for seconds at most.
 
     Threads that all wait for the same interpreter spend more on waiting than on skills: 50 agents of one
-    process took half as long again (`docs/decisions/what-a-publish-and-a-pull-cost.md`).
+    process took half as long again (`docs/decisions/telling-a-fleet-at-once.md`).
     """
     mine = _turns.acquire(timeout=_LONGEST_WAIT_S)
     try:
