@@ -67,6 +67,10 @@ class Stream:
         return self.names()
 
     def close(self):
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(
+                socket.SHUT_RDWR
+            )  # while its thread reads, closing says nothing to the server
         self.socket.close()
 
 
