@@ -241,7 +241,11 @@ def flush(paths: Sequence[Path]) -> None:
 
 def sync_folder(path: Path) -> None:
     """Make renames within a folder durable."""
-    _sync(path)
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sync_all(paths: Sequence[Path]) -> None:
@@ -255,18 +259,10 @@ def _sync_all(paths: Sequence[Path]) -> None:
         for path in paths:
             handles.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             stack.callback(os.close, handles[-1])
-            if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError, AttributeError):  # advice alone, and not to be had everywhere
                 os.posix_fadvise(handles[-1], 0, 0, os.POSIX_FADV_DONTNEED)
         for handle in handles:
             os.fsync(handle)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_new(path: Path, data: bytes, mode: int, durable: bool) -> None:

@@ -166,7 +166,7 @@ class Client:
             return Resolved(name=manifest.name, version=manifest.version, digest=wanted.digest)
         try:
             params = {"held": held} if held else None
-            found = resolved_of(self._transport.json("GET", wanted.path, params=params))
+            found = resolved_of(self._transport.json("GET", wanted.path, params=params), held)
         except RevokedError as error:
             note_revoked(self._transport, self._memory, wanted, error)
             raise

@@ -323,8 +323,12 @@ def _number(fields: Mapping[str, Any], name: str) -> float:
     return value
 
 
-def resolved_of(plain: object) -> Resolved:
+def resolved_of(plain: object, held: str = "") -> Resolved:
     """Read name, version, digest and state of a registry's answer.
+
+    Args:
+        plain: The answer.
+        held: The version of which it was asked to tell, too.
 
     Raises:
         NetworkError: It is malformed.
@@ -338,7 +342,7 @@ def resolved_of(plain: object) -> Resolved:
         digest=_text(fields, "digest"),
         warnings=texts_of(fields.get("warnings") or []),
         state=_text({"state": "active", **fields}, "state")[:_CHARACTERS],
-        gone=_gone(fields),
+        gone=_gone(fields, held),
     )
     patterns = {"name": NAME_PATTERN, "version": VERSION_PATTERN, "digest": DIGEST_PATTERN}
     for key, pattern in patterns.items():
@@ -349,15 +353,17 @@ def resolved_of(plain: object) -> Resolved:
     return found
 
 
-def _gone(fields: Mapping[str, Any]) -> str | None:
-    """Whether a registry says that the version that it was told of was revoked, and why."""
-    if fields.get("held") is None:
+def _gone(fields: Mapping[str, Any], held: str) -> str | None:
+    """Why the version that is held must be left; empty if it need not, None if nothing is said of it."""
+    if not held or fields.get("held") is None:
         return None
-    held = _fields(fields["held"])
-    if _text(held, "state") != "revoked":
+    told = _fields(fields["held"])
+    if _text(told, "version") != held:
+        raise NetworkError(f"the registry's answer is malformed: it tells of another version than {held}")
+    if _text(told, "state") != "revoked":
         return ""
-    why = printable(_text(held, "reason"))
-    return f"{_text(fields, 'name')}@{_text(held, 'version')} was revoked" + (f": {why}" if why else "")
+    why = printable(_text(told, "reason"))
+    return printable(f"{_text(fields, 'name')}@{held} was revoked" + (f": {why}" if why else ""))
 
 
 def texts_of(plain: object) -> tuple[str, ...]:

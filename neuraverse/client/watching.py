@@ -170,7 +170,7 @@ class _Cutter:
 
     def __init__(self) -> None:
         self._readers: dict[object, tuple[threading.Event, socket.socket]] = {}
-        self._running = False
+        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -184,9 +184,9 @@ class _Cutter:
         reader = object()
         with self._lock:
             self._readers[reader] = (stop, connection)
-            if not self._running:
-                self._running = True
-                threading.Thread(target=self._run, name="neuraverse-watch", daemon=True).start()
+            if self._thread is None or not self._thread.is_alive():  # it does not live on in a fork
+                self._thread = threading.Thread(target=self._run, name="neuraverse-watch", daemon=True)
+                self._thread.start()
         try:
             yield
         finally:
@@ -198,7 +198,7 @@ class _Cutter:
             time.sleep(_STOP_CHECK_S)
             with self._lock:
                 if not self._readers:
-                    self._running = False
+                    self._thread = None
                     return
                 for reader, (stop, connection) in list(self._readers.items()):
                     if stop.is_set():

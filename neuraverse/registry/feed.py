@@ -201,6 +201,21 @@ def block(event: Event) -> bytes:
     return f"id: {event['cursor']}\nevent: {event['type']}\ndata: {text}\n\n".encode()
 
 
+def count_pushed(scope: Scope, count: Callable[[int], None]) -> None:
+    """Tell a middleware of the bytes that a stream sends past the `send` that it wraps."""
+    push = scope.get("state", {}).get("push")
+    if push is None:
+        return
+
+    def counted(data: bytes) -> bool:
+        done: bool = push(data)
+        if done:
+            count(len(data))
+        return done
+
+    scope["state"]["push"] = counted
+
+
 class EventStream(Response):
     """Events as Server-Sent Events, for ever, with heartbeats.
 

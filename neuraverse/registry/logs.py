@@ -21,6 +21,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from neuraverse.registry.config import Settings
+from neuraverse.registry.feed import count_pushed
 
 log = logging.getLogger("neuraverse.registry.access")
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
@@ -111,17 +112,11 @@ class Access:
             sent += len(message.get("body", b""))
             await send(message)
 
-        state = scope.get("state", {})
-        push = state.get("push")  # how a stream of events is sent past `send`
-
-        def counted_push(data: bytes) -> bool:
+        def pushed(count: int) -> None:
             nonlocal sent
-            done: bool = push(data)
-            sent += len(data) if done else 0
-            return done
+            sent += count
 
-        if push is not None:
-            state["push"] = counted_push
+        count_pushed(scope, pushed)
         try:
             await self._app(scope, receive, marked)
         finally:

@@ -7,6 +7,8 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from neuraverse.registry.feed import count_pushed
+
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 
@@ -76,17 +78,7 @@ class Measure:
             metrics.sent.inc(len(message.get("body", b"")))
             await send(message)
 
-        state = scope.get("state", {})
-        push = state.get("push")  # how a stream of events is sent past `send`
-
-        def counted_push(data: bytes) -> bool:
-            if not push(data):
-                return False
-            metrics.sent.inc(len(data))
-            return True
-
-        if push is not None:
-            state["push"] = counted_push
+        count_pushed(scope, metrics.sent.inc)
         metrics.active.inc()
         try:
             await self._app(scope, counted_receive, counted_send)

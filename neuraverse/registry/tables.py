@@ -449,7 +449,7 @@ field = Table(
     Column("reports", Integer, nullable=False),
     Column("first_at", String(32), nullable=False),
     Column("last_at", String(32), nullable=False),
-    Column("last_key", String(64), nullable=False, server_default=""),  # of the report that came last
+    Column("last_mark", String(64), nullable=False, server_default=""),  # SHA-256 of the report before
 )
 
 

@@ -154,8 +154,8 @@ class RobotAgent(Holder):
         ref, self._tried = str(self._ref), ""
         try:
             held = self.skill
-            same = held is not None and held.name == self._ref.name
-            found = self._client.resolve(self._ref, held=held.version if held and same else "")
+            mine = "" if held is None or held.name != self._ref.name else held.version
+            found = self._client.resolve(self._ref, held=mine)
             self._behind = not found.fresh
             if found.digest != self.meant:
                 self.meant = found.digest

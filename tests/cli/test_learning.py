@@ -253,7 +253,6 @@ def test_fine_tune_seals_a_child(trained, home, neuraverse, tmp_path, monkeypatc
     assert "is there already" in neuraverse(*words).stderr
 
 
-@pytest.mark.slow
 def test_with_a_ray_address_the_work_is_done_there(
     trained, tiny_skill, home, as_json, neuraverse, tmp_path, monkeypatch
 ):

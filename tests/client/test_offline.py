@@ -273,13 +273,38 @@ def test_a_revoked_version_that_is_held_is_told_beside_the_answer(
         offline.pull(f"{NAME}@1.0.0")
 
 
-@pytest.mark.parametrize("held", [[], "1.0.0", {"state": 1}, {"state": "revoked"}, {"state": None}])
+OLD = {"version": "1.0.0"}
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        [],
+        "1.0.0",
+        {},
+        {**OLD, "state": 1},
+        {**OLD, "state": "revoked"},
+        {"version": "9.9.9", "state": "active"},
+    ],
+)
 def test_held_of_another_shape_is_no_answer(published, through, net, held):
     told = {"name": NAME, "version": "1.0.0", "digest": published.digest, "held": held}
     kind = {"content-type": "application/json"}
     client, _ = through(lambda _, answer: net.replaced(answer, json.dumps(told).encode(), 200, **kind))
     with pytest.raises(NetworkError, match="malformed"):
         client.resolve(NAME, held="1.0.0")
+    assert client.resolve(NAME).gone is None  # nobody asked
+
+
+def test_a_reason_steers_no_terminal(published, through, net):
+    held = {"version": "1.0.0", "state": "revoked", "reason": "\x1b[2J" + "x" * 5000}
+    told = {"name": NAME, "version": "1.0.0", "digest": published.digest, "held": held}
+    kind = {"content-type": "application/json"}
+    client, _ = through(lambda _, answer: net.replaced(answer, json.dumps(told).encode(), 200, **kind))
+    gone = client.resolve(NAME, held="1.0.0").gone
+    assert gone.startswith(f"{NAME}@1.0.0 was revoked:  [2Jxx")
+    assert gone.isprintable()
+    assert len(gone) <= 1000
 
 
 def test_an_alias_of_what_was_revoked(author, robot, offline, published, make_skill, tmp_path):

@@ -145,7 +145,7 @@ def test_each_watcher_stops_alone_and_one_thread_looks_after_all(author, robot, 
     assert len(readers[0].events) == 1
     for reader in readers[1:]:
         reader.end()
-    until(lambda: not watching._cutter._running)  # nobody left to look after
+    until(lambda: watching._cutter._thread is None)  # nobody left to look after
 
 
 def test_an_event_comes_at_once_by_stream(author, robot, published, read):

@@ -111,7 +111,7 @@ class Load:
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kills", [10, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [30, pytest.param(300, marks=pytest.mark.slow)])
 def test_faults_01_02_03_sigkill_at_random_instants(
     kills, start, tmp_path, make_skill, publisher, submission
 ):

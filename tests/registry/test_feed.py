@@ -67,10 +67,8 @@ class Stream:
         return self.names()
 
     def close(self):
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(
-                socket.SHUT_RDWR
-            )  # while its thread reads, closing says nothing to the server
+        with contextlib.suppress(OSError):  # while its thread reads, closing alone says nothing to the server
+            self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
 
 

@@ -424,13 +424,15 @@ def test_a_report_that_is_sent_again_counts_once(plant, problem):
     assert plant.report(0, "1.0.0", 10, 9, key="next").json()["field"]["n"] == 30
     for _ in range(2):  # without a key, each is another one
         plant.report(0, "1.0.0", 10, 9)
+    assert plant.report(0, "1.0.0", 10, 9, key="next").json()["field"]["n"] == 60  # others came in between
+    assert plant.report(0, "1.0.0", 20, 19, key="next").json()["field"]["n"] == 80  # it is not the same
     assert plant.get(f"/v1/skills/{NAME}/1.0.0").json()["field"] == {
-        "n": 50,
-        "successes": 45,
-        "lower": wilson_lower(45, 50),
+        "n": 80,
+        "successes": 73,
+        "lower": wilson_lower(73, 80),
     }
     rows = plant.rows(select(field).order_by(field.c.robot_id))
-    assert [(r.episodes, r.reports) for r in rows] == [(40, 4), (10, 1)]
+    assert [(r.episodes, r.reports) for r in rows] == [(70, 6), (10, 1)]
     problem(plant.report(0, "1.0.0", key="no key"), 400)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,7 +51,8 @@ class Report:
 def take(db: Connection, caller: Caller, report: Report) -> dict[str, Any]:
     """Add a report to the sums of a version, and let the roll-outs that sent it there decide.
 
-    A report with the key of the one before, of this robot, version and body, is that one: it counts once.
+    A report that has a key and equals the one before, of this robot, version and body, is that one, sent
+    again: it counts once.
 
     Raises:
         Problem: 401, 403, 404 no such version, 409 the robot never ran it or has too many bodies, 422 errors
@@ -157,7 +160,8 @@ def _add(db: Connection, robot: int, version: int, report: Report) -> bool:
     mine = and_(field.c.version_id == version, field.c.robot_id == robot)
     at = and_(mine, field.c.body == report.body)
     old = db.execute(select(field).where(at)).one_or_none()
-    if old is not None and report.key and report.key == old.last_key:
+    mark = _mark(report)
+    if old is not None and mark and mark == old.last_mark:
         return False
     values: dict[str, Any] = {
         "episodes": report.episodes + (old.episodes if old is not None else 0),
@@ -167,7 +171,7 @@ def _add(db: Connection, robot: int, version: int, report: Report) -> bool:
         "software": dict(report.software),
         "reports": 1 + (old.reports if old is not None else 0),
         "last_at": now(),
-        "last_key": report.key,
+        "last_mark": mark,
     }
     if old is not None:
         db.execute(update(field).where(at).values(values))
@@ -186,6 +190,13 @@ def _add(db: Connection, robot: int, version: int, report: Report) -> bool:
         )
     )
     return True
+
+
+def _mark(report: Report) -> str:
+    """What tells a report from any other, its key included; empty if it has none, and is not sent again."""
+    if not report.key:
+        return ""
+    return hashlib.sha256(json.dumps(asdict(report), sort_keys=True).encode()).hexdigest()
 
 
 def _summed(old: Row[Any] | None, new: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -154,11 +154,13 @@ def _add_find(api: APIRouter, registry: Registry) -> None:
         name: Label,
         version: Which,
         caller: Who,
-        held: Annotated[
-            Version | None, Query(description="a version that you have, to be told of, too")
-        ] = None,
+        held: Annotated[Version | None, Query(description="a version that the caller has")] = None,
     ) -> JSONResponse:
-        """The digest behind a version, a range, an alias or `latest`, with its lineage."""
+        """The digest behind a version, a range, an alias or `latest`, with its lineage.
+
+        With `held`, the answer's `held` says whether that version was yanked or revoked, and why; null if
+        there is none.
+        """
         return JSONResponse(
             await registry.database.read(index.find, caller, f"{org}/{name}", version, held), headers=_FRESH
         )

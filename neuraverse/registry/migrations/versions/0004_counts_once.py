@@ -1,4 +1,4 @@
-"""The key of the report that was counted last, so that one that is sent again is not counted again."""
+"""What tells the report that was counted last, so that one that is sent again is not counted again."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ depends_on = None
 
 def upgrade() -> None:
     """Add the column."""
-    op.add_column("field", sa.Column("last_key", sa.String(64), nullable=False, server_default=""))
+    op.add_column("field", sa.Column("last_mark", sa.String(64), nullable=False, server_default=""))
 
 
 def downgrade() -> None:
     """Take it away again."""
-    op.execute("ALTER TABLE field DROP COLUMN last_key")
+    op.execute("ALTER TABLE field DROP COLUMN last_mark")
