@@ -353,11 +353,12 @@ class SkillManifest(_Part):
         return f"{self.name}@{self.version}"
 
 
-_PATTERN_HELP = {
+PATTERN_HELP = {
     NAME_PATTERN: "must be org/skill, each of 1 to 64 lower-case letters, digits and inner hyphens",
     VERSION_PATTERN: "must be a semantic version such as 1.2.3 or 1.2.3-rc.1",
     DIGEST_PATTERN: "must be sha256: and 64 lower-case hexadecimal digits",
 }
+"""What to tell people instead of a pattern."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -377,6 +378,6 @@ def _sentence(error: ValidationError) -> ManifestError:
     if first["type"] == "extra_forbidden":
         what = "is not a field of this schema"
     elif first["type"] == "string_pattern_mismatch":
-        what = _PATTERN_HELP.get(first["ctx"]["pattern"], what)
+        what = PATTERN_HELP.get(first["ctx"]["pattern"], what)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return ManifestError(f"manifest.json: {where}: {what}{more}")

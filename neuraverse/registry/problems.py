@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from neuraverse.errors import ContentError, NeuraverseError, SignatureError, StorageError, UsageError
+from neuraverse.manifest import PATTERN_HELP
 from neuraverse.registry.limits import MAX_SHOWN
 
 log = logging.getLogger("neuraverse.registry")
@@ -128,7 +129,8 @@ def install(app: FastAPI) -> None:
         where, *path = first["loc"]
         field = (".".join(str(p) for p in path) or str(where))[:MAX_SHOWN]
         status = 400 if where in ("path", "query", "header") else 422
-        return Problem(status, "invalid", f"{where} field {field!r}: {first['msg']}", field=field).response()
+        what = PATTERN_HELP.get(first.get("ctx", {}).get("pattern"), first["msg"])
+        return Problem(status, "invalid", f"{where} field {field!r}: {what}", field=field).response()
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:

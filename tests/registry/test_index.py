@@ -43,7 +43,8 @@ def test_who_has_a_version_is_told_of_it_too(api, publish_new, state, problem):
     told = {"version": "1.0.0", "state": "revoked", "reason": "it burns"}
     assert api.get(look, params={"held": "1.0.0"}).json()["held"] == told
     assert api.get(look, params={"held": "9.9.9"}).json()["held"] is None
-    problem(api.get(look, params={"held": "latest"}), 400)
+    refused = problem(api.get(look, params={"held": "latest"}), 400)
+    assert "'held': must be a semantic version such as 1.2.3" in refused["detail"]
 
 
 @pytest.mark.parametrize(
