@@ -70,25 +70,23 @@ def test_the_reference_page_is_up_to_date():
     assert page == reference.reference(), "run: python -m neuraverse.cli.reference > docs/cli.md"
 
 
-def test_help_is_light_and_quick():
+def test_help_is_light():
+    """Loaded modules, unlike seconds, are as many on every machine: 420 when this was written."""
     program = """
-import contextlib, io, json, sys, time
-start = time.process_time()
+import contextlib, io, json, sys
 sys.argv = ["neuraverse", "--help"]
 from neuraverse.cli import main
 with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
     main()
-heavy = ["torch", "mujoco", "mjbatch", "gymnasium", "ray", "fastapi", "onnxruntime", "model_signing", "numpy"]
-print(json.dumps([time.process_time() - start, [m for m in heavy if m in sys.modules], said.getvalue()]))
+print(json.dumps([sorted(sys.modules), said.getvalue()]))
 """
-    seconds = []
-    for _ in range(3):  # the least: other processes only ever add to it
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        spent, heavy, said = json.loads(done.stdout)
-        assert heavy == []
-        assert "teach each other" in said
-        seconds.append(spent)
-    assert min(seconds) < 0.5
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded, said = json.loads(done.stdout)
+    assert "teach each other" in said
+    assert "neuraverse.cli.app" in loaded
+    heavy = {"torch", "mujoco", "mjbatch", "gymnasium", "ray", "fastapi", "onnxruntime", "httpx", "numpy"}
+    assert not heavy & set(loaded)
+    assert len(loaded) < 550
 
 
 @pytest.mark.parametrize(
