@@ -1,6 +1,5 @@
 """ONNX and safetensors: what ships is what was trained."""
 
-
 import numpy as np
 import onnx
 import pytest
