@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,14 @@ class _Timed(Client):
         self.times: dict[str, float] = {}
         self.seen: dict[str, dict[str, float]] = {}
 
-    def resolve(self, ref: Any, **options: Any) -> Resolved:
-        told = time.monotonic()
-        found = super().resolve(ref, **options)
-        self.times = {"told": told, "resolved": time.monotonic()}
-        return found
+    def pull_if(self, ref: Any, wants: Callable[[Resolved], bool], **options: Any) -> Skill | None:
+        self.times = {"told": time.monotonic()}
 
-    def pull(self, ref: Any, **options: Any) -> Skill:
-        skill = super().pull(ref, **options)
+        def noted(found: Resolved) -> bool:
+            self.times["resolved"] = time.monotonic()
+            return wants(found)
+
+        skill = super().pull_if(ref, noted, **options)
         self.times["pulled"] = time.monotonic()
         return skill
 

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -36,7 +36,7 @@ from neuraverse.client.refs import (
 )
 from neuraverse.client.transport import Transport
 from neuraverse.client.watching import watch
-from neuraverse.errors import IntegrityError, ManifestError, NetworkError, RevokedError, UsageError
+from neuraverse.errors import ManifestError, NetworkError, RevokedError, UsageError
 from neuraverse.storage import disk_errors, flush
 
 if TYPE_CHECKING:
@@ -142,14 +142,10 @@ class Client:
             params["cursor"] = following
         raise NetworkError(f"{self.url} lists more than {len(found)} skills", remedy="search for more words")
 
-    def resolve(self, ref: str | Ref, *, held: str = "") -> Resolved:
+    def resolve(self, ref: str | Ref) -> Resolved:
         """What a reference means now; what it meant before, if the registry cannot be asked.
 
         In that case a warning is logged, the skill is in the cache, and the answer is not ``fresh``.
-
-        Args:
-            ref: The reference.
-            held: A version of the same skill; the answer says whether that is ``gone``.
 
         Raises:
             UsageError: It is malformed.
@@ -165,8 +161,7 @@ class Client:
             manifest = SkillManifest.parse(self.manifest(wanted.digest))
             return Resolved(name=manifest.name, version=manifest.version, digest=wanted.digest)
         try:
-            params = {"held": held} if held else None
-            found = resolved_of(self._transport.json("GET", wanted.path, params=params), held)
+            found = resolved_of(self._transport.json("GET", wanted.path))
         except RevokedError as error:
             note_revoked(self._transport, self._memory, wanted, error)
             raise
@@ -179,14 +174,8 @@ class Client:
             return dataclasses.replace(before, asked=str(wanted), fresh=False)
         for text in found.warnings:
             log.warning("%s", text)
-        if found.name != wanted.name or not wanted.admits(found.version):
-            raise IntegrityError(
-                f"the registry answered {wanted} with {found.ref}",
-                remedy="if this robot is pinned there, free it; else do not trust this registry",
-            )
+        wanted.expect(found)
         self._memory.check(found)
-        if found.gone:
-            self._memory.revoke(Ref(name=found.name, which=held), found.gone)
         return dataclasses.replace(found, asked=str(wanted))
 
     def manifest(self, digest: str) -> bytes:
@@ -264,6 +253,35 @@ class Client:
         self._memory.refuse_revoked(held)  # a digest that is in the cache needs no registry
         return pull.settled(held)
 
+    def pull_if(
+        self,
+        ref: Ref,
+        wants: Callable[[Resolved], bool],
+        *,
+        held: Resolved | None = None,
+        known: Sequence[Resolved] = (),
+        offer: Offer | None = None,
+        trust: KeyStore | None = None,
+    ) -> Skill | None:
+        """Ask what a reference means, and pull that in the same request if it is wanted.
+
+        Args:
+            ref: The reference, by name.
+            wants: Called with what it means, before anything of it is read. What it raises comes through.
+            held: The version that acts; what `wants` is given says whether that is ``gone``.
+            known: Others of which nothing needs to be sent.
+            offer: What the robot can supply; None skips the question.
+            trust: Keys to accept; those of `home` if not given.
+
+        Returns:
+            The skill; None if it is not wanted.
+
+        Raises:
+            NeuraverseError: As `pull`.
+        """
+        pull = Pull(self._transport, self._cache, self._memory, trust or self.keys, offer)
+        return pull.if_wanted(ref, wants, held, known)
+
     def flush(self, skill: Skill, ref: str | Ref | None = None) -> None:
         """Let a skill that was pulled, and what its reference means, survive a power cut.
 
@@ -276,7 +294,7 @@ class Client:
         Raises:
             StorageError: The disk is full, read-only or gone.
         """
-        found = Resolved(name=skill.name, version=skill.version, digest=skill.digest)
+        found = Resolved.of(skill)
         wanted = Ref.parse(ref) if isinstance(ref, str) else ref or Ref.parse(skill.ref)
         with disk_errors("read", skill.path):
             here = [*skill.path.iterdir(), skill.path, skill.path.parent]

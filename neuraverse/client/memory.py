@@ -64,7 +64,7 @@ class Memory:
             StorageError: The disk is full, read-only or gone.
         """
         self.check(found)
-        bare = Resolved(name=found.name, version=found.version, digest=found.digest)
+        bare = Resolved.of(found)
         for each in {ref, _exact(found)}:
             if self._read(each) != (bare, ""):
                 self._write(each, bare)

@@ -7,8 +7,10 @@ was cut. Either way the manifest comes first: signature, trust and interface are
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +19,7 @@ from neuraverse.client.cache import Cache
 from neuraverse.client.download import Progress, fetch
 from neuraverse.client.memory import Memory
 from neuraverse.client.parcel import Parcel
-from neuraverse.client.refs import LATEST, Ref, Resolved, texts_of
+from neuraverse.client.refs import LATEST, Ref, Resolved, gone_of, printable, resolved_of, texts_of
 from neuraverse.client.transport import TAR, Transport
 from neuraverse.errors import (
     ContentError,
@@ -74,17 +76,33 @@ class Pull:
 
         See `Client.pull` for the errors.
         """
-        held = self._memory.recall(ref)
-        if held is not None and not self._cache.skill(held.digest).exists():
-            held = None
+        skill = self.if_wanted(ref)
+        assert skill is not None
+        return skill
+
+    def if_wanted(
+        self,
+        ref: Ref,
+        wants: Callable[[Resolved], bool] = lambda _: True,
+        held: Resolved | None = None,
+        known: Iterable[Resolved] = (),
+    ) -> Skill | None:
+        """As `named`, if it is wanted; see `Client.pull_if`."""
+        before = self._memory.recall(ref)
+        if before is not None and not self._cache.skill(before.digest).exists():
+            before = None
+        here = [each for each in (held, *known, before) if each is not None]
         try:
-            skill = self._whole(ref, held=held)
+            skill = self._whole(ref, here=here, held=held, wants=wants)
         except _Unanswered as error:
-            if held is None:
+            if before is None:
                 raise error.why from None
-            log.warning("%s - going on with %s, which it meant before", error.why, held.ref)
-            return self.offline(ref)
-        self._keep_in_mind(ref, Resolved(name=skill.name, version=skill.version, digest=skill.digest))
+            log.warning("%s - going on with %s, which it meant before", error.why, before.ref)
+            self._memory.refuse_revoked(before)
+            stale = dataclasses.replace(before, asked=str(ref), fresh=False)
+            return self.offline(ref) if wants(stale) else None
+        if skill is not None:
+            self._keep_in_mind(ref, Resolved.of(skill))
         return skill
 
     def settled(self, found: Resolved) -> Skill:
@@ -99,6 +117,7 @@ class Pull:
                 skill = self._whole(Ref(name=found.name, which=found.version), wanted=found)
             except _Unanswered as error:
                 raise error.why from None
+            assert skill is not None
         self._memory.remember(Ref.parse(found.asked or found.ref), found)
         return skill
 
@@ -139,47 +158,94 @@ class Pull:
             return None
         return self._cache.hold(skill)
 
-    def _whole(self, ref: Ref, *, held: Resolved | None = None, wanted: Resolved | None = None) -> Skill:
+    def _whole(
+        self,
+        ref: Ref,
+        *,
+        wanted: Resolved | None = None,
+        here: Sequence[Resolved] = (),
+        held: Resolved | None = None,
+        wants: Callable[[Resolved], bool] = lambda _: True,
+    ) -> Skill | None:
         """Ask for all of a skill at once; what is in the cache is not sent again.
 
         Args:
             ref: Its name.
-            held: What it meant before, if that is in the cache.
             wanted: What it must mean.
+            here: What need not be sent.
+            held: Of what the registry is to tell, too.
+            wants: Whether to go on, once it is known what the reference means.
 
         Raises:
             _Unanswered: The registry could not be asked what it means.
         """
         found: Resolved | None = None
         skill: Skill | None = None
-        headers = {} if held is None else {"If-None-Match": f'"{held.digest.removeprefix("sha256:")}-tar"'}
+        is_wanted = False
         path = f"{ref.path}/archive"
+        headers = {"If-None-Match": ", ".join(dict.fromkeys(map(_tag, here)))} if here else {}
+        params = None if held is None else {"held": held.version}
         try:
-            with self._transport.stream("GET", path, headers=headers, ok=(200, 304)) as answer:
+            with self._transport.stream("GET", path, headers=headers, params=params, ok=(200, 304)) as answer:
                 _warn(answer)
-                if answer.status_code == 304 and held is None:
-                    raise NetworkError(f"{self._transport.url} says that {ref} is here, which it is not")
-                if answer.status_code == 304:
-                    found = held
-                else:
-                    self._transport.expect(answer, TAR, path)
-                    parcel = Parcel(self._transport.chunks(answer), ref)
-                    found = parcel.found(answer.headers.get("neuraverse-digest", ""), wanted)
-                    self._memory.check(found)
+                parcel: Parcel | None = None
+                means = self._told(answer, here, ref)
+                if means is None:
+                    parcel = self._opened(answer, path)
+                    means = parcel.means
+                _expect(ref, means, wanted)
+                self._memory.check(means)
+                means = dataclasses.replace(means, asked=str(ref), gone=_gone(answer, held))
+                if held is not None and means.gone:
+                    self._memory.revoke(Ref(name=held.name, which=held.version), means.gone)
+                found = means
+                is_wanted = wants(found)
+                if not is_wanted:
+                    return None
+                if answer.status_code == 200:
+                    parcel = parcel or self._opened(answer, path)
+                    _expect(ref, parcel.means, found)
                     self._admit(parcel.manifest, parcel.manifest_bytes, parcel.signature, found)
                     skill = self._unpack(found, parcel)
         except NetworkError as error:
             if found is None:
                 raise _Unanswered(error) from error
+            if not is_wanted:
+                raise
             log.debug("%s: going on file by file", error)
         except RevokedError as error:
-            note_revoked(self._transport, self._memory, ref, error)
+            if found is None:
+                note_revoked(self._transport, self._memory, ref, error)
             raise
-        assert found is not None
         if skill is None:  # large, or in the cache already, or spoilt there, or cut
             with self._alone(found):
                 skill = self._cached(found) or self._download(found)
         return skill
+
+    def _told(self, answer: httpx.Response, here: Sequence[Resolved], ref: Ref) -> Resolved | None:
+        """What the head of an answer says that a reference means; older registries leave that to the body."""
+        headers = answer.headers
+        if answer.status_code == 304:
+            tag = headers.get("etag", "").removeprefix("W/")
+            found = next((each for each in here if _tag(each) == tag), None)
+            if found is None:
+                raise NetworkError(f"{self._transport.url} says that {ref} is here, which it is not")
+            return found
+        if "neuraverse-version" not in headers:
+            return None
+        means = {"version": headers["neuraverse-version"], "digest": headers.get("neuraverse-digest", "")}
+        return resolved_of({"name": ref.name, **means})
+
+    def _opened(self, answer: httpx.Response, path: str) -> Parcel:
+        """The body of an answer, whose manifest is the one that its head names."""
+        self._transport.expect(answer, TAR, path)
+        parcel, digest = Parcel(self._transport.chunks(answer)), answer.headers.get("neuraverse-digest", "")
+        if parcel.means.digest != digest:
+            raise IntegrityError(
+                f"the registry sent {parcel.means.ref} ({parcel.means.digest}) as {printable(digest)!r}",
+                remedy="do not trust it",
+            )
+        return parcel
 
     def _keep_in_mind(self, ref: Ref, found: Resolved) -> None:
         from neuraverse.manifest import version_key
@@ -270,6 +336,37 @@ class _Unanswered(Exception):  # noqa: N818 - it never leaves this module
     def __init__(self, why: NetworkError) -> None:
         super().__init__(str(why))
         self.why = why
+
+
+def _tag(each: Resolved) -> str:
+    """What an archive is known by in HTTP; as `registry.routes.skills` has it."""
+    return f'"{each.digest.removeprefix("sha256:")}-tar"'
+
+
+def _expect(ref: Ref, means: Resolved, wanted: Resolved | None) -> None:
+    """Whether a registry may answer so.
+
+    Raises:
+        IntegrityError: It may not.
+    """
+    ref.expect(means)
+    if wanted is not None and (means.ref, means.digest) != (wanted.ref, wanted.digest):
+        raise IntegrityError(
+            f"the registry answered {wanted.ref} ({wanted.digest}) with {means.ref} ({means.digest})",
+            remedy="do not trust it",
+        )
+
+
+def _gone(answer: httpx.Response, held: Resolved | None) -> str | None:
+    """Why what is held must be left; empty if it need not, None if the registry does not say."""
+    text = answer.headers.get("neuraverse-held", "")
+    if held is None or not text:
+        return None
+    try:
+        plain = json.loads(text)
+    except (ValueError, RecursionError):
+        plain = None
+    return gone_of(plain, held)
 
 
 def note_revoked(transport: Transport, memory: Memory, ref: Ref, error: RevokedError) -> None:

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import quote
 
-from neuraverse.errors import NetworkError, UsageError
+from neuraverse.errors import IntegrityError, NetworkError, UsageError
 
 LATEST = "latest"
 BEGINNING = "0"  # the cursor before all events
@@ -72,6 +72,18 @@ class Ref:
             return parse_range(self.which).allows(version)
         return not self.is_exact or version == self.which
 
+    def expect(self, found: Resolved) -> None:
+        """Whether a registry may answer it so.
+
+        Raises:
+            IntegrityError: It may not.
+        """
+        if found.name != self.name or not self.admits(found.version):
+            raise IntegrityError(
+                f"the registry answered {self} with {found.ref}",
+                remedy="if this robot is pinned there, free it; else do not trust this registry",
+            )
+
     @property
     def path(self) -> str:
         """Path of it below a registry's address."""
@@ -89,6 +101,17 @@ def is_path(text: str | Path) -> bool:
         return (Path(text) / "manifest.json").is_file()
     except OSError:  # as a name it is too long, or not for us to look at
         return False
+
+
+class Settled(Protocol):
+    """Whatever says which skill it is, as a `Skill` and an `Event` do."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def version(self) -> str: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +134,11 @@ class Resolved:
     asked: str = field(default="", compare=False, repr=False)
     fresh: bool = field(default=True, compare=False, repr=False)
     gone: str | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, it: Settled) -> Self:
+        """Which skill `it` is."""
+        return cls(name=it.name, version=it.version, digest=it.digest)
 
     @property
     def ref(self) -> str:
@@ -323,12 +351,8 @@ def _number(fields: Mapping[str, Any], name: str) -> float:
     return value
 
 
-def resolved_of(plain: object, held: str = "") -> Resolved:
+def resolved_of(plain: object) -> Resolved:
     """Read name, version, digest and state of a registry's answer.
-
-    Args:
-        plain: The answer.
-        held: The version of which it was asked to tell, too.
 
     Raises:
         NetworkError: It is malformed.
@@ -342,7 +366,6 @@ def resolved_of(plain: object, held: str = "") -> Resolved:
         digest=_text(fields, "digest"),
         warnings=texts_of(fields.get("warnings") or []),
         state=_text({"state": "active", **fields}, "state")[:_CHARACTERS],
-        gone=_gone(fields, held),
     )
     patterns = {"name": NAME_PATTERN, "version": VERSION_PATTERN, "digest": DIGEST_PATTERN}
     for key, pattern in patterns.items():
@@ -353,17 +376,23 @@ def resolved_of(plain: object, held: str = "") -> Resolved:
     return found
 
 
-def _gone(fields: Mapping[str, Any], held: str) -> str | None:
-    """Why the version that is held must be left; empty if it need not, None if nothing is said of it."""
-    if not held or fields.get("held") is None:
-        return None
-    told = _fields(fields["held"])
-    if _text(told, "version") != held:
-        raise NetworkError(f"the registry's answer is malformed: it tells of another version than {held}")
+def gone_of(plain: object, held: Resolved) -> str:
+    """Why a version that is held must be left; empty if it need not.
+
+    Args:
+        plain: What the registry says of it.
+        held: The version.
+
+    Raises:
+        NetworkError: That is malformed, or about another one.
+    """
+    told = _fields(plain)
+    if _text(told, "version") != held.version:
+        raise NetworkError(f"the registry's answer is malformed: it tells of another version than {held.ref}")
     if _text(told, "state") != "revoked":
         return ""
     why = printable(_text(told, "reason"))
-    return printable(f"{_text(fields, 'name')}@{held} was revoked" + (f": {why}" if why else ""))
+    return printable(f"{held.ref} was revoked" + (f": {why}" if why else ""))
 
 
 def texts_of(plain: object) -> tuple[str, ...]:

@@ -223,7 +223,7 @@ class Cell:
     def _published(self, event: Event, name: str) -> Resolved | None:
         """The skill that an event announces, if it announces one."""
         if event.type == "published":
-            return Resolved(name=event.name, version=event.version, digest=event.digest)
+            return Resolved.of(event)
         if event.type != "reset":
             return None
         try:  # the registry was restored: what was published meanwhile is in no event

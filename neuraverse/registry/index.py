@@ -72,21 +72,25 @@ class Whole:
     """All of one version.
 
     Attributes:
+        version: Which one it is.
         digest: ``sha256:<hex>`` of the manifest.
         manifest: Its exact bytes.
         signature: Exact bytes of the signature.
         files: Each file by name.
         warnings: What its publisher wants to be known.
+        held: ``version``, ``state`` and ``reason`` of the one that the caller has; None if there is none.
     """
 
+    version: str
     digest: str
     manifest: bytes
     signature: bytes
     files: dict[str, Blob]
     warnings: list[str]
+    held: dict[str, str] | None
 
 
-def find(db: Connection, caller: Caller, name: str, which: str, held: str | None = None) -> dict[str, Any]:
+def find(db: Connection, caller: Caller, name: str, which: str) -> dict[str, Any]:
     """One version with its lineage.
 
     Args:
@@ -94,7 +98,6 @@ def find(db: Connection, caller: Caller, name: str, which: str, held: str | None
         caller: Who asks.
         name: ``org/skill``.
         which: A version, a range, an alias, or ``latest``.
-        held: Version that the caller has; the answer says whether it may go on with it.
 
     Raises:
         Problem: 404 there is none, 409 an alias of a yanked version, 410 it was revoked.
@@ -102,7 +105,7 @@ def find(db: Connection, caller: Caller, name: str, which: str, held: str | None
     skill, row, because = settle(db, caller, name, which)
     parents = db.scalars(_PARENTS, {"version_id": row.id})
     children = db.scalars(_CHILDREN, {"version_id": row.id, **caller.scope})
-    answer = {
+    return {
         "name": name,
         "version": row.version,
         "digest": row.digest,
@@ -116,29 +119,37 @@ def find(db: Connection, caller: Caller, name: str, which: str, held: str | None
         "children": list(children),
         "deprecated": _deprecated(skill),
     }
-    if held is not None:
-        old = db.execute(_VERSION, {"skill_id": skill.id, "version": held}).one_or_none()
-        answer["held"] = None if old is None else {"version": held, "state": old.state, "reason": old.reason}
-    return answer
 
 
-def files(db: Connection, caller: Caller, name: str, which: str) -> Whole:
+def files(db: Connection, caller: Caller, name: str, which: str, held: str | None = None) -> Whole:
     """All of one version.
+
+    Args:
+        db: A transaction.
+        caller: Who asks.
+        name: ``org/skill``.
+        which: As of `find`.
+        held: Version that the caller has; the answer says whether it may go on with it.
 
     Raises:
         Problem: As `find`.
     """
     skill, row, _ = settle(db, caller, name, which)
-    held = list(db.execute(_FILES, {"version_id": row.id}))
-    for each in held:
+    found = list(db.execute(_FILES, {"version_id": row.id}))
+    for each in found:
         if each.lost:
             raise lost(each.sha256)
+    old = None
+    if held is not None:
+        old = db.execute(_VERSION, {"skill_id": skill.id, "version": held}).one_or_none()
     return Whole(
+        version=row.version,
         digest=row.digest,
-        manifest=bytes(held[0].manifest),
-        signature=bytes(held[0].signature),
-        files={e.name: Blob(sha256=e.sha256, size=e.size, key=e.key) for e in held},
+        manifest=bytes(found[0].manifest),
+        signature=bytes(found[0].signature),
+        files={e.name: Blob(sha256=e.sha256, size=e.size, key=e.key) for e in found},
         warnings=_warnings(skill, row),
+        held=None if old is None else {"version": old.version, "state": old.state, "reason": old.reason},
     )
 
 

@@ -1,6 +1,8 @@
 """The process on one robot that keeps its skill up to date and never lets go of a good one for a bad one.
 
-    event (a hint) → resolve → pull (digest, signature, trust, interface) → stage (dry run) → on_skill → swap
+    event (a hint) → ask → pull (digest, signature, trust, interface) → stage (dry run) → on_skill → swap
+
+The registry is asked what the reference means, and sends that, in one request.
 
 Whatever is refused, and why, is logged and told to `on_refusal`; the robot goes on with what it has, and does
 not try that again before the reference has meant something else. Only what its publisher revoked it leaves:
@@ -79,9 +81,6 @@ class RobotAgent(Holder):
         on_refusal: Called with each refusal.
         on_kept: Called with the skill that acts, when it is what the reference means already.
 
-    Attributes:
-        meant: Digest of what the reference meant when the registry was last asked; empty before that.
-
     Raises:
         UsageError: `follow` is malformed or a digest, which never changes.
     """
@@ -110,10 +109,18 @@ class RobotAgent(Holder):
         self._on_refusal = on_refusal
         self._on_kept = on_kept
         self._robot = "this robot" if offer is None else offer.robot
-        self.meant = ""
-        self._tried = ""  # the same, if it was tried now
+        self._meant: Resolved | None = None  # what the reference meant when the registry was last asked
+        self._tried: Resolved | None = None  # the same, if it was tried now
+        self._before: Resolved | None = (
+            None  # what acted before; a fleet that goes back needs not load it again
+        )
         self._failed: dict[str, Exception] = {}  # why skills were refused, by digest
         self._behind = False  # whether the reference may mean something else by now
+
+    @property
+    def meant(self) -> str:
+        """Digest of what the reference meant when the registry was last asked; empty before that."""
+        return "" if self._meant is None else self._meant.digest
 
     def resume(self, digest: str) -> Skill:
         """Go on with a skill that was taken before, by another agent perhaps, without asking the registry.
@@ -151,38 +158,51 @@ class RobotAgent(Holder):
             raise
 
     def _take_new(self) -> bool:
-        ref, self._tried = str(self._ref), ""
+        self._tried, held, meant = None, self.skill, self._meant
+        acts = Resolved.of(held) if held is not None and held.name == self._ref.name else None
+        known = [] if self._before is None else [self._before]
+        if meant is not None and meant.digest in self._failed:
+            known.append(meant)
         try:
-            held = self.skill
-            mine = "" if held is None or held.name != self._ref.name else held.version
-            found = self._client.resolve(self._ref, held=mine)
-            self._behind = not found.fresh
-            if found.digest != self.meant:
-                self.meant = found.digest
-                self._failed.pop(found.digest, None)
-            if held is not None and held.digest == found.digest:
-                if self._on_kept is not None:
-                    self._on_kept(held)
-                return False
-            if found.gone is None:
-                self._leave_if_revoked()  # now: the new one may take long to come
-            elif found.gone and held is not None:
-                self._leave_revoked(held, RevokedError(found.gone, remedy="use another version"))
-            ref, self._tried = found.ref, found.digest
-            if found.digest in self._failed:
-                raise self._failed[found.digest].with_traceback(None)
-            self._take(found)
+            with _turn():
+                skill = self._client.pull_if(
+                    self._ref, self._wants, held=acts, known=known, offer=self._offer, trust=self._store
+                )
+                policy = None if skill is None else stage(skill)
+            if skill is not None and policy is not None:
+                self._put(Running(skill=skill, policy=policy))
+                return True
+            if held is not None and self._on_kept is not None:
+                self._on_kept(held)
         except (NetworkError, StorageError):
             raise
         except Exception as error:
+            tried = self._tried
             if self._stop.is_set():  # whatever fails then is nobody's fault
                 raise
-            if self._tried and self._tried not in self._failed:
-                self._fail(self._tried, error)
-                self._refuse(Refusal(ref=ref, digest=self._tried, error=error))
-            elif not self._tried and not isinstance(error, NotFoundError):  # nothing there yet is no refusal
-                self._refuse(Refusal(ref=ref, digest="", error=error))
+            if tried is not None and tried.digest not in self._failed:
+                self._fail(tried.digest, error)
+                self._refuse(Refusal(ref=tried.ref, digest=tried.digest, error=error))
+            elif tried is None and not isinstance(error, NotFoundError):  # nothing there yet is no refusal
+                self._refuse(Refusal(ref=str(self._ref), digest="", error=error))
             raise
+        return False
+
+    def _wants(self, found: Resolved) -> bool:
+        """Whether to go on with what the reference means now: it is new, and was not refused before."""
+        self._behind = not found.fresh
+        if found.digest != self.meant:
+            self._failed.pop(found.digest, None)
+        self._meant, held = found, self.skill
+        if held is not None and held.digest == found.digest:
+            return False
+        if found.gone is None:
+            self._leave_if_revoked()  # now: the new one may take long to come
+        elif found.gone and held is not None:
+            self._leave_revoked(held, RevokedError(found.gone, remedy="use another version"))
+        self._tried = found
+        if found.digest in self._failed:
+            raise self._failed[found.digest].with_traceback(None)
         return True
 
     def _fail(self, digest: str, error: Exception) -> None:
@@ -190,14 +210,14 @@ class RobotAgent(Holder):
             self._failed.clear()
         self._failed[digest] = error
 
-    def _take(self, found: Resolved) -> None:
-        """Swap a skill in, if it is good."""
-        with _turn():
-            skill = self._client.pull(found, offer=self._offer, trust=self._store)
-            policy = stage(skill)
+    def _put(self, new: Running) -> None:
+        """Swap a skill in that passed every check, if nobody minds."""
+        skill, before = new.skill, self.skill
         if self._on_skill is not None:
             self._on_skill(skill)
-        self._swap(Running(skill=skill, policy=policy))
+        self._swap(new)
+        if before is not None:
+            self._before = Resolved.of(before)
         log.info("%s runs %s (%s)", self._robot, skill.ref, skill.digest)
         try:
             self._client.flush(skill, self._ref)  # to start again with after a power cut, without a network
@@ -223,14 +243,18 @@ class RobotAgent(Holder):
     def _fall_back(self) -> bool:
         """Take the skill in the cache that was used last and is still good; True if there is one."""
         for each in self._client.cached(self._ref.name):
-            if each.digest == self._tried or each.digest in self._failed or self._ref.is_exact:
+            just_tried = self._tried is not None and each.digest == self._tried.digest
+            if just_tried or each.digest in self._failed or self._ref.is_exact:
                 continue
             found: Resolved | None = None
             try:
                 if not self._ref.admits(each.version):
                     continue
                 found = self._still(each)
-                self._take(found)
+                with _turn():
+                    skill = self._client.pull(found, offer=self._offer, trust=self._store)
+                    policy = stage(skill)
+                self._put(Running(skill=skill, policy=policy))
             except Exception as error:
                 log.debug("%s: not %s either: %s", self._robot, each.ref, error)
                 if found is not None and not isinstance(error, (NetworkError, StorageError)):
@@ -245,7 +269,7 @@ class RobotAgent(Holder):
         try:
             found = self._client.resolve(held.ref)
         except (NetworkError, NotFoundError):
-            return Resolved(name=held.name, version=held.version, digest=held.digest)
+            return Resolved.of(held)
         if found.digest != held.digest or found.state != "active":
             raise ConflictError(f"{held.ref} is {found.state}")
         return found

@@ -19,7 +19,7 @@ from neuraverse.errors import (
     SignatureError,
 )
 from neuraverse.trust import KeyStore
-from tests.client.test_pull import NAME
+from tests.client.test_pull import NAME, cached_files
 
 LATEST = Ref(name=NAME)
 
@@ -264,47 +264,140 @@ def test_a_revoked_version_that_is_held_is_told_beside_the_answer(
 ):
     robot.pull(f"{NAME}@1.0.0")
     author.publish(make_skill(tmp_path / "next", version="2.0.0").path)
-    assert robot.resolve(NAME).gone is None  # it did not ask
-    assert robot.resolve(NAME, held="1.0.0").gone == ""
+    told = []
+
+    def wants(found):
+        told.append((found.version, found.gone))
+        return False
+
+    assert robot.pull_if(LATEST, wants) is None
+    assert robot.pull_if(LATEST, wants, held=OLD) is None
     author.state(NAME, "revoke", version="1.0.0", reason="it burns")
-    gone = robot.resolve(NAME, held="1.0.0")
-    assert (gone.version, gone.gone) == ("2.0.0", f"{NAME}@1.0.0 was revoked: it burns")
+    assert robot.pull_if(LATEST, wants, held=OLD) is None
+    assert told == [("2.0.0", None), ("2.0.0", ""), ("2.0.0", f"{NAME}@1.0.0 was revoked: it burns")]
     with pytest.raises(RevokedError, match="burns"):
         offline.pull(f"{NAME}@1.0.0")
 
 
-OLD = {"version": "1.0.0"}
+OLD = Resolved(name=NAME, version="1.0.0", digest="sha256:" + "0" * 64)
+
+
+def saying(through, **more):
+    """A client whose registry says more, in the head of each answer."""
+
+    def meddle(_, answer):
+        answer.headers.update({f"neuraverse-{key}": value for key, value in more.items()})
+        return answer
+
+    return through(meddle)[0]
 
 
 @pytest.mark.parametrize(
     "held",
     [
-        [],
-        "1.0.0",
-        {},
-        {**OLD, "state": 1},
-        {**OLD, "state": "revoked"},
-        {"version": "9.9.9", "state": "active"},
+        "[" * 10_000,
+        "[]",
+        '"1.0.0"',
+        "{}",
+        '{"version": "1.0.0", "state": 1}',
+        '{"version": "1.0.0", "state": "revoked"}',
+        '{"version": "9.9.9", "state": "active"}',
     ],
 )
-def test_held_of_another_shape_is_no_answer(published, through, net, held):
-    told = {"name": NAME, "version": "1.0.0", "digest": published.digest, "held": held}
-    kind = {"content-type": "application/json"}
-    client, _ = through(lambda _, answer: net.replaced(answer, json.dumps(told).encode(), 200, **kind))
+def test_held_of_another_shape_is_no_answer(published, through, held):
+    client, told = saying(through, held=held), []
     with pytest.raises(NetworkError, match="malformed"):
-        client.resolve(NAME, held="1.0.0")
-    assert client.resolve(NAME).gone is None  # nobody asked
+        client.pull_if(LATEST, told.append, held=OLD)
+    assert client.pull_if(LATEST, told.append) is None
+    assert [found.gone for found in told] == [None]  # nobody asked
 
 
-def test_a_reason_steers_no_terminal(published, through, net):
+def test_a_reason_steers_no_terminal(published, through):
     held = {"version": "1.0.0", "state": "revoked", "reason": "\x1b[2J" + "x" * 5000}
-    told = {"name": NAME, "version": "1.0.0", "digest": published.digest, "held": held}
-    kind = {"content-type": "application/json"}
-    client, _ = through(lambda _, answer: net.replaced(answer, json.dumps(told).encode(), 200, **kind))
-    gone = client.resolve(NAME, held="1.0.0").gone
-    assert gone.startswith(f"{NAME}@1.0.0 was revoked:  [2Jxx")
-    assert gone.isprintable()
-    assert len(gone) <= 1000
+    client, told = saying(through, held=json.dumps(held)), []
+    client.pull_if(LATEST, told.append, held=OLD)
+    (found,) = told
+    assert found.gone.startswith(f"{NAME}@1.0.0 was revoked:  [2Jxx")
+    assert found.gone.isprintable()
+    assert len(found.gone) <= 1000
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "words"),
+    [
+        ({"version": "1.0"}, NetworkError, "'1.0' is no version"),
+        ({"version": "1" * 5000}, NetworkError, "is no version"),
+        ({"version": "\x1b[2J"}, NetworkError, "is no version"),
+        ({"version": "1.0.0", "digest": "sha256:5"}, NetworkError, "'sha256:5' is no digest"),
+        ({"version": "2.0.0"}, IntegrityError, f"answered {NAME}@2.0.0 .* with {NAME}@1.0.0"),
+        ({"version": "1.0.0", "digest": "sha256:" + "5" * 64}, IntegrityError, "as 'sha256:5555"),
+        ({"digest": "sha256:" + "5" * 64}, IntegrityError, "as 'sha256:5555"),
+    ],
+)
+def test_a_head_that_says_something_else_than_its_body(published, through, said, error, words):
+    client = saying(through, **said)
+    with pytest.raises(error, match=words):
+        client.pull(NAME)
+    assert cached_files(client.home) == []
+
+
+def test_a_registry_whose_head_does_not_say_the_version_is_understood(published, through):
+    def older(_, answer):
+        answer.headers.pop("neuraverse-version", None)
+        answer.headers.pop("neuraverse-held", None)
+        return answer
+
+    told = []
+    for _ in range(2):  # whether it sends all of it, or says that it is here
+        client, _ = through(older)
+        assert client.pull(NAME).digest == published.digest
+        assert client.pull_if(LATEST, told.append, held=OLD) is None
+    assert [(found.ref, found.gone) for found in told] == [(f"{NAME}@1.0.0", None)] * 2
+
+
+def test_what_is_known_is_not_sent(author, published, through, make_skill, tmp_path):
+    """Nor what it means already, nor what is not wanted; and it is asked once."""
+    client, meddler = through()
+    client.pull(NAME)
+    second = make_skill(tmp_path / "next", version="2.0.0", seed=2)
+    author.publish(second.path)
+    meddler.requests.clear()
+    answers = []
+
+    def wants(found):
+        answers.append(found.digest)
+        return wanted
+
+    for wanted, known in ((False, []), (False, [Resolved.of(second)]), (True, [Resolved.of(second)])):
+        found = client.pull_if(LATEST, wants, held=Resolved.of(published), known=known)
+        assert (found is None) is not wanted
+    assert answers == [second.digest] * 3
+    paths = [request.url.path for request in meddler.requests]
+    assert paths[:3] == [f"/v1/skills/{NAME}/latest/archive"] * 3
+    assert f"/v1/manifests/{second.digest[7:]}" in paths[3:]  # it was not there, though said to be
+    tags = [request.headers["if-none-match"] for request in meddler.requests[:3]]
+    first, other = f'"{published.digest[7:]}-tar"', f'"{second.digest[7:]}-tar"'
+    assert tags == [first, f"{first}, {other}", f"{first}, {other}"]
+
+
+def test_what_is_wanted_of_a_registry_that_is_away(author, robot, offline, published):
+    robot.pull(NAME)
+    seen = []
+
+    def wants(found):
+        seen.append((found.ref, found.fresh))
+        return wanted
+
+    for wanted in (False, True):
+        found = offline.pull_if(LATEST, wants, held=Resolved.of(published))
+        assert (found is None) is not wanted
+    assert seen == [(f"{NAME}@1.0.0", False)] * 2
+    author.state(NAME, "revoke", version="1.0.0")
+    with pytest.raises(RevokedError):
+        robot.resolve(f"{NAME}@1.0.0")
+    with pytest.raises(RevokedError):
+        offline.pull_if(LATEST, wants)
+    assert len(seen) == 2
 
 
 def test_an_alias_of_what_was_revoked(author, robot, offline, published, make_skill, tmp_path):

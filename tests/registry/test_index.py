@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 REF = "/v1/skills/acme/weld-seam"
@@ -34,16 +36,24 @@ def test_latest_is_the_highest_release(api, publish_new, problem):
 def test_who_has_a_version_is_told_of_it_too(api, publish_new, state, problem):
     for version in ("1.0.0", "1.1.0"):
         publish_new(version=version)
-    look = f"{REF}/latest"
-    assert "held" not in api.get(look).json()
-    state(api, "yank", version="1.0.0", reason="a burr")
-    told = {"version": "1.0.0", "state": "yanked", "reason": "a burr"}
-    assert api.get(look, params={"held": "1.0.0"}).json()["held"] == told
+    whole = f"{REF}/latest/archive"
+    plain = api.get(whole)
+    assert "neuraverse-held" not in plain.headers
+    assert plain.headers["neuraverse-version"] == "1.1.0"
+    state(api, "yank", version="1.0.0", reason="a bürr")
+    told = {"version": "1.0.0", "state": "yanked", "reason": "a bürr"}
+    assert json.loads(api.get(whole, params={"held": "1.0.0"}).headers["neuraverse-held"]) == told
     state(api, "revoke", version="1.0.0", reason="it burns")
     told = {"version": "1.0.0", "state": "revoked", "reason": "it burns"}
-    assert api.get(look, params={"held": "1.0.0"}).json()["held"] == told
-    assert api.get(look, params={"held": "9.9.9"}).json()["held"] is None
-    refused = problem(api.get(look, params={"held": "latest"}), 400)
+    same = {"if-none-match": f'"{"0" * 64}-tar", {plain.headers["etag"]}'}
+    for headers, status in (({}, 200), (same, 304)):
+        answer = api.get(whole, params={"held": "1.0.0"}, headers=headers)
+        assert answer.status_code == status
+        assert answer.headers["etag"] == plain.headers["etag"]
+        assert answer.headers["neuraverse-version"] == "1.1.0"
+        assert json.loads(answer.headers["neuraverse-held"]) == told
+    assert "neuraverse-held" not in api.get(whole, params={"held": "9.9.9"}).headers
+    refused = problem(api.get(whole, params={"held": "latest"}), 400)
     assert "'held': must be a semantic version such as 1.2.3" in refused["detail"]
 
 

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from neuraverse.client import Client, watching
+from neuraverse.client import Client, pulling, watching
 from neuraverse.errors import (
     IncompatibleError,
     IntegrityError,
@@ -125,7 +125,7 @@ def test_what_is_refused_changes_nothing(robot, release, offer, interface, kind,
 
 
 def test_a_registry_that_answers_with_something_else_is_told(robot, offer, monkeypatch):
-    def lie(_, **named):
+    def lie(*_, **named):
         raise IntegrityError("the registry answered with another skill")
 
     refusals = []
@@ -133,20 +133,28 @@ def test_a_registry_that_answers_with_something_else_is_told(robot, offer, monke
     with pytest.raises(NotFoundError):
         agent.update()
     assert refusals == []  # there is nothing yet, which is no refusal
-    monkeypatch.setattr(robot, "resolve", lie)
+    monkeypatch.setattr(robot, "pull_if", lie)
     with pytest.raises(IntegrityError):
         agent.update()
     assert [(r.ref, r.digest) for r in refusals] == [(f"{NAME}@latest", "")]
 
 
-def test_what_is_not_in_the_range_that_it_follows_is_refused(robot, release, offer, monkeypatch):
+def test_what_is_not_in_the_range_that_it_follows_is_refused(through, net, release, offer):
     """Whether the registry lies or the robot is pinned there."""
-    first = release("1.0.0")
-    second, refusals = release("2.0.0"), []
-    agent = RobotAgent(robot, None, offer, follow=f"{NAME}@^1", on_refusal=refusals.append)
+    first, lies, refusals = release("1.0.0"), [], []
+    release("2.0.0")
+
+    def pinned(request, answer):
+        if not lies or not request.url.path.endswith("/archive"):
+            return answer
+        lie = httpx.get(f"{client.url}/v1/skills/{NAME}/{lies[0]}/archive")
+        said = {key: lie.headers[key] for key in ("neuraverse-version", "neuraverse-digest")}
+        return net.replaced(answer, lie.content, 200, **said, **{"content-type": "application/x-tar"})
+
+    client, _ = through(pinned)
+    agent = RobotAgent(client, None, offer, follow=f"{NAME}@^1", on_refusal=refusals.append)
     agent.update()
-    answer = {"name": NAME, "version": "2.0.0", "digest": second.digest}
-    monkeypatch.setattr(robot._transport, "json", lambda *_, **__: answer)
+    lies.append("2.0.0")
     with pytest.raises(IntegrityError, match="if this robot is pinned there, free it"):
         agent.update()
     assert agent.skill.digest == first.digest
@@ -364,37 +372,56 @@ def test_it_leaves_a_revoked_skill_before_the_next_one_comes(robot, author, rele
     author.state(NAME, "revoke", version="1.0.0")
     seen = []
 
-    def pull(*_, **__):
+    chunks = robot._transport.chunks
+
+    def cut(response):
         seen.append(agent.skill)
         raise NetworkError("cut")
+        yield from chunks(response)
 
-    monkeypatch.setattr(robot, "pull", pull)
+    monkeypatch.setattr(robot._transport, "chunks", cut)
+    monkeypatch.setattr(pulling.Pull, "_download", lambda *_: next(cut(None)))
     with pytest.raises(NetworkError):
         agent.update()
     assert seen[0] is None
     assert agent.skill is None
 
 
-def test_one_question_tells_of_the_new_and_of_the_old(robot, release, offer, monkeypatch):
-    asked, resolve = [], robot.resolve
-
-    def count(ref, **named):
-        asked.append((str(ref), named))
-        return resolve(ref, **named)
-
-    monkeypatch.setattr(robot, "resolve", count)
-    agent = RobotAgent(robot, None, offer, follow=NAME)
+def test_one_question_tells_of_the_new_and_of_the_old_and_brings_it(through, release, offer):
+    client, meddler = through()
+    agent = RobotAgent(client, None, offer, follow=NAME)
     for version in ("1.0.0", "2.0.0"):
         release(version)
         assert agent.update()
-    assert asked == [(f"{NAME}@latest", {"held": ""}), (f"{NAME}@latest", {"held": "1.0.0"})]
+        assert not agent.update()
+    archive = f"/v1/skills/{NAME}/latest/archive"
+    assert [request.url.path for request in meddler.requests] == [archive] * 4
+    held = [request.url.params.get("held") for request in meddler.requests]
+    assert held == [None, "1.0.0", "1.0.0", "2.0.0"]
 
 
-def test_a_registry_that_does_not_tell_of_the_old_is_asked(robot, author, release, offer, monkeypatch):
-    resolve, refusals = robot.resolve, []
-    monkeypatch.setattr(robot, "resolve", lambda ref, **_: resolve(ref))
+def test_a_fleet_that_goes_back_loads_nothing_again(through, author, release, offer):
+    statuses = []
+    client, _ = through(lambda _, answer: statuses.append(answer.status_code) or answer)
+    agent = RobotAgent(client, None, offer, follow=f"{NAME}@live")
+    for version in ("1.0.0", "2.0.0"):
+        release(version)
+        author.set_alias(NAME, "live", version)
+        assert agent.update()
+    author.set_alias(NAME, "live", "1.0.0")
+    assert agent.update()
+    assert agent.skill.version == "1.0.0"
+    assert statuses == [200, 200, 304]
+
+
+def test_a_registry_that_does_not_tell_of_the_old_is_asked(through, author, release, offer):
+    def older(_, answer):
+        answer.headers.pop("neuraverse-held", None)
+        return answer
+
+    refusals = []
     release("1.0.0")
-    agent = RobotAgent(robot, None, offer, follow=NAME, on_refusal=refusals.append)
+    agent = RobotAgent(through(older)[0], None, offer, follow=NAME, on_refusal=refusals.append)
     agent.update()
     release("2.0.0")
     author.state(NAME, "revoke", version="1.0.0")
@@ -406,15 +433,15 @@ def test_agents_of_one_process_take_turns_and_a_slow_one_holds_nobody_up(robot, 
     """Two at once; but a pull that hangs costs the others a short while, not their skill."""
     monkeypatch.setattr(agents, "_LONGEST_WAIT_S", 0.3)
     release("1.0.0")
-    pull, go_on, inside = robot.pull, threading.Event(), []
+    pull, go_on, inside = robot.pull_if, threading.Event(), []
 
-    def slow(found, **named):
+    def slow(*given, **named):
         inside.append(1)
         go_on.wait(20)
         inside.pop()
-        return pull(found, **named)
+        return pull(*given, **named)
 
-    monkeypatch.setattr(robot, "pull", slow)
+    monkeypatch.setattr(robot, "pull_if", slow)
     team = [RobotAgent(robot, None, offer, follow=NAME) for _ in range(3)]
     threads = [threading.Thread(target=agent.update) for agent in team]
     for thread in threads:

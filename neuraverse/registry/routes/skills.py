@@ -149,20 +149,10 @@ def _add_find(api: APIRouter, registry: Registry) -> None:
         )
 
     @api.get("/v1/skills/{org}/{name}/{version}", responses=refusals(404, 409, 410))
-    async def resolve(
-        org: Label,
-        name: Label,
-        version: Which,
-        caller: Who,
-        held: Annotated[Version | None, Query(description="a version that the caller has")] = None,
-    ) -> JSONResponse:
-        """The digest behind a version, a range, an alias or `latest`, with its lineage.
-
-        With `held`, the answer's `held` says whether that version was yanked or revoked, and why; null if
-        there is none.
-        """
+    async def resolve(org: Label, name: Label, version: Which, caller: Who) -> JSONResponse:
+        """The digest behind a version, a range, an alias or `latest`, with its lineage."""
         return JSONResponse(
-            await registry.database.read(index.find, caller, f"{org}/{name}", version, held), headers=_FRESH
+            await registry.database.read(index.find, caller, f"{org}/{name}", version), headers=_FRESH
         )
 
     @api.get("/v1/skills/{org}/{name}/{version}/lineage", responses=refusals(404, 409, 410))
@@ -181,13 +171,30 @@ def _add_archive(api: APIRouter, registry: Registry) -> None:
         response_class=Response,
         responses={200: tar, 304: {"description": "You have it."}, **refusals(404, 409, 410)},
     )
-    async def whole(request: Request, org: Label, name: Label, version: Which, caller: Who) -> Response:
-        """All of a skill in one answer: ``curl … | tar x`` gives its folder."""
-        found = await registry.database.read(index.files, caller, f"{org}/{name}", version)
+    async def whole(
+        request: Request,
+        org: Label,
+        name: Label,
+        version: Which,
+        caller: Who,
+        held: Annotated[Version | None, Query(description="a version that the caller has")] = None,
+    ) -> Response:
+        """All of a skill in one answer: ``curl … | tar x`` gives its folder.
+
+        Headers say which version and digest it is. With `held`, ``Neuraverse-Held`` says whether that
+        version was yanked or revoked, and why, if there is such a version.
+        """
+        found = await registry.database.read(index.files, caller, f"{org}/{name}", version, held)
         tag = f"{found.digest.removeprefix('sha256:')}-tar"
-        headers = _FRESH | {"ETag": f'"{tag}"', "Neuraverse-Digest": found.digest}
+        headers = _FRESH | {
+            "ETag": f'"{tag}"',
+            "Neuraverse-Version": found.version,
+            "Neuraverse-Digest": found.digest,
+        }
         if found.warnings:
             headers["Neuraverse-Warnings"] = json.dumps(found.warnings)
+        if found.held is not None:
+            headers["Neuraverse-Held"] = json.dumps(found.held)
         if not_modified(request, tag):
             return Response(status_code=304, headers=headers)
         blobs = {entry: found.files[entry] for entry in BLOBS}
