@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.types import Receive, Scope, Send
 
 from neuraverse import archive
 from neuraverse.keys import MAX_KEY_BYTES
@@ -27,6 +28,7 @@ from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE
 
 PUBLIC_KEY = "public.pem"
 _FRESH = {"Cache-Control": "no-cache"}
+_SHORT_BYTES = 8 << 20
 
 
 class Publish(BaseModel):
@@ -55,6 +57,13 @@ class Shown(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"visibility": "private"}]})
 
     visibility: Visibility
+
+
+class _Short(StreamingResponse):
+    """A body that is read to its end even if its client has gone: to look out for that costs more."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.stream_response(send)
 
 
 def router(registry: Registry) -> APIRouter:
@@ -208,7 +217,8 @@ def _add_archive(api: APIRouter, registry: Registry) -> None:
         for entry, blob in blobs.items():
             parts += archive.header(entry, blob.size), blob, archive.padding(blob.size)
         parts.append(archive.END)
-        return StreamingResponse(registry.store.concat(parts), media_type=PARCEL, headers=headers)
+        kind = _Short if archive.total(sizes) <= _SHORT_BYTES else StreamingResponse
+        return kind(registry.store.concat(parts), media_type=PARCEL, headers=headers)
 
 
 def _add_documents(api: APIRouter, registry: Registry) -> None:
