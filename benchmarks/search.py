@@ -34,6 +34,7 @@ from neuraverse.registry.database import Database
 from neuraverse.registry.finding import searches
 from neuraverse.registry.finding.fitting import Fitting
 from neuraverse.registry.finding.listing import rank_of
+from neuraverse.registry.finding.ranking import Rankings
 from neuraverse.registry.finding.searches import Asked
 from neuraverse.registry.tenants.access import ROLES, Caller
 
@@ -245,9 +246,10 @@ async def _rounds(
     options: Options, url: str, address: str, made: fill.World, size: int, times: Times
 ) -> None:
     """Ask the functions, the server and the peer in turns."""
-    database, fitting = Database(url), Fitting()
+    database, fitting, rankings = Database(url), Fitting(), Rankings()
     await database.open()
     await database.read(fitting.load)
+    await database.read(rankings.load)
     mark = await database.read(events.mark)
     gc.collect()
     gc.freeze()  # as the server does when it is ready
@@ -255,7 +257,7 @@ async def _rounds(
     with httpx.Client(base_url=address, timeout=60.0) as http:
 
         async def function(question: Question) -> None:
-            await _ask(database, fitting, question)
+            await _ask(database, rankings, fitting, question)
 
         async def over_http(question: Question) -> None:
             _send(http, question, headers[question.who])
@@ -284,14 +286,14 @@ async def _rounds(
     await database.close()
 
 
-async def _ask(database: Database, fitting: Fitting, question: Question) -> None:
+async def _ask(database: Database, rankings: Rankings, fitting: Fitting, question: Question) -> None:
     who, asked, cursor = caller(question.who), question.asked, question.cursor
     if question.skill:
         await database.read(index.find, who, question.skill, question.which)
     elif question.offer is not None:
-        await database.read(searches.runnable, who, fitting, question.offer, asked, cursor, PAGE)
+        await database.read(searches.runnable, who, rankings, fitting, question.offer, asked, cursor, PAGE)
     else:
-        await database.read(searches.search, who, asked, cursor, PAGE, facets=question.counts)
+        await database.read(searches.search, who, rankings, asked, cursor, PAGE, facets=question.counts)
 
 
 def _send(http: httpx.Client, question: Question, headers: dict[str, str]) -> None:

@@ -76,7 +76,9 @@ def create_app(settings: Settings | Path | str) -> FastAPI:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def home(request: Request, q: str = "", cursor: Cursor = "") -> HTMLResponse:
         asked = Asked(q=q[:MAX_QUERY_CHARACTERS])
-        found = await registry.database.read(search, request.state.caller, asked, cursor, MAX_PAGE)
+        found = await registry.database.read(
+            search, request.state.caller, registry.rankings, asked, cursor, MAX_PAGE
+        )
         html = page(found["skills"], found["next"], q, str(request.base_url).rstrip("/"))
         return HTMLResponse(html, headers={"Content-Security-Policy": _CSP})
 

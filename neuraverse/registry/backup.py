@@ -36,8 +36,14 @@ if TYPE_CHECKING:
     from neuraverse.registry.service import Registry
 
 FORMAT = "neuraverse.backup/1"
-SCHEMA = "0004"
-_LEFT_OUT = {"uploads", "listings", "postings", "standings"}  # they expire, or follow from the others
+SCHEMA = "0005"
+_LEFT_OUT = {
+    "uploads",
+    "listings",
+    "postings",
+    "standings",
+    "scopes",
+}  # they expire, or follow from the others
 # Those whose ids a sequence of PostgreSQL gives out.
 _COUNTED = tables.orgs, tables.accounts, tables.skills, tables.versions, tables.interfaces
 _MAX_NOTE_BYTES = 64 << 10

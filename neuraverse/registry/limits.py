@@ -43,6 +43,7 @@ MAX_OUTBOUND_ANSWER = 8 << 10  # bytes that are read of a webhook's answer
 OUTBOUND_S = 15.0  # a delivery takes at most so long
 MAX_FOLLOWS = 100  # references that a robot follows, or skills that it is pinned at
 MAX_RUNS = 1000  # versions that a robot may report on: those that it ran last
+MAX_STANDINGS_HELD = 4_000_000  # skills whose rank is held in memory; 20 bytes each
 MAX_SAID = 2000  # characters of why a robot does or does not run something, of which the first are kept
 MAX_STAGES = 20  # of a roll-out
 MAX_STAGE_EPISODES = 1_000_000

@@ -17,6 +17,7 @@ from neuraverse.registry.config import Settings
 from neuraverse.registry.database import Database
 from neuraverse.registry.feed import Feed
 from neuraverse.registry.finding.fitting import Fitting
+from neuraverse.registry.finding.ranking import Rankings
 from neuraverse.registry.publishing import Publisher, Submission
 from neuraverse.registry.stores import Store
 from neuraverse.registry.tenants.access import Access, Caller
@@ -48,6 +49,7 @@ class Registry:
         self.feed = Feed(self.database, self.access)
         self.deliveries = Deliveries(self.database, self.feed, settings)
         self.fitting = Fitting()
+        self.rankings = Rankings()
         self._publisher = Publisher(self.database, self.vault, settings)
         self._collector: asyncio.Task[None] | None = None
         self._opened = False
@@ -76,6 +78,7 @@ class Registry:
         if serving:
             await self.feed.open()
             await self.database.read(self.fitting.load)
+            await self.database.read(self.rankings.load)
             await self.deliveries.open()
             self.database.listen(self.feed.wake)
             if self.settings.collect_hours:

@@ -232,8 +232,18 @@ standings = Table(
     metadata,
     Column("scope", BigInteger, primary_key=True, autoincrement=False),
     Column("shelf", Integer, primary_key=True, autoincrement=False),
-    Column("best", BigInteger, nullable=False),  # rank on it
+    Column("stamp", BigInteger, nullable=False, server_default="0"),  # of the scope's change that wrote it
     Column("places", LargeBinary, nullable=False),
+    Index("standings_by_stamp", "scope", "stamp"),
+)
+
+# How many places each scope has, and how often it has changed, counted from anywhere.
+scopes = Table(
+    "scopes",
+    metadata,
+    Column("scope", BigInteger, primary_key=True, autoincrement=False),
+    Column("size", Integer, nullable=False),
+    Column("stamp", BigInteger, nullable=False),
 )
 
 # Each interface that a version has, so that a robot's offer is held against each once.

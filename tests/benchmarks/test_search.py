@@ -11,6 +11,7 @@ from benchmarks import search, search_fill, search_peer
 from neuraverse.registry import events
 from neuraverse.registry.database import Database
 from neuraverse.registry.finding import searches
+from neuraverse.registry.finding.ranking import Rankings
 
 SKILLS = 130
 
@@ -48,7 +49,7 @@ def test_each_reader_finds_what_they_should(filled):
     def names(db):
         found = {}
         for who in ("", *search_fill.READERS):
-            answer = searches.search(db, search.caller(who), searches.Asked(), "", 2 * SKILLS)
+            answer = searches.search(db, search.caller(who), Rankings(), searches.Asked(), "", 2 * SKILLS)
             found[who] = {each["name"] for each in answer["skills"]}
         return found
 
@@ -70,7 +71,7 @@ def test_the_peer_finds_as_much(filled):
             for _ in range(9 if kind not in search.NOT_OF_PEER else 0):
                 question = asker.ask(kind)
                 caller = search.caller(question.who)
-                ours = len(searches.search(db, caller, question.asked, "", SKILLS)["skills"])
+                ours = len(searches.search(db, caller, Rankings(), question.asked, "", SKILLS)["skills"])
                 found.append((question, ours, search_peer.search(db, caller, question.asked, SKILLS)))
         return found
 

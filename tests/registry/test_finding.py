@@ -18,8 +18,9 @@ from neuraverse.interface import Interface, Offer, Requirements, Signal
 from neuraverse.manifest import Evaluation, wilson_lower
 from neuraverse.registry import create_app, tables
 from neuraverse.registry.database import _begin, _set_up
-from neuraverse.registry.finding import fitting, listing, searches
+from neuraverse.registry.finding import fitting, listing, ranking, searches
 from neuraverse.registry.finding.fitting import Fitting
+from neuraverse.registry.finding.ranking import Ranking, Rankings
 from neuraverse.registry.finding.searches import Asked
 from neuraverse.registry.tenants.access import ROLES, Caller
 from neuraverse.versions import order_key
@@ -52,6 +53,7 @@ class Shelf:
         for number, org in enumerate(ORGS):
             self.insert(tables.orgs, id=number + 1, name=org, managed=True, **at)
         self.numbers = itertools.count(1)
+        self.rankings = Rankings()
 
     def close(self):
         self.db.rollback()
@@ -117,7 +119,7 @@ class Shelf:
         self.change(tables.skills, {"id": skill}, skill, visibility=visibility)
 
     def page(self, caller=NOBODY, *, cursor="", limit=100, **asked):
-        return searches.search(self.db, caller, Asked(**asked), cursor, limit)
+        return searches.search(self.db, caller, self.rankings, Asked(**asked), cursor, limit)
 
     def names(self, caller=NOBODY, **asked):
         return [each["name"] for each in self.page(caller, **asked)["skills"]]
@@ -133,22 +135,25 @@ class Shelf:
             assert len(places), "a row of no places is kept"
             for place in places.tolist():
                 found[row.scope, row.block * listing.BLOCK + place].terms.add(row.term)
+        counted = {row.scope: row for row in db.execute(sa.select(tables.scopes))}
         for row in db.execute(sa.select(tables.standings)):
             standing = np.frombuffer(row.places, listing.STANDING)
-            assert row.best == standing["rank"].min()
+            assert row.stamp <= counted[row.scope].stamp
             for at, each in enumerate(standing):
                 here = found[row.scope, row.shelf * listing.SHELF + at]
                 assert (here.standing, here.skill) == (None, int(each["skill"]))
                 here.standing = int(each["rank"]) >> 32, int(each["interface"])
         scopes = {scope: [p for s, p in found if s == scope] for scope, _ in found}
         assert all(sorted(places) == list(range(len(places))) for places in scopes.values()), "there are gaps"
+        sizes = {scope: row.size for scope, row in counted.items() if row.size}
+        assert sizes == {scope: len(places) for scope, places in scopes.items()}
         return {
             (scope, each.skill, frozenset(each.terms), each.standing) for (scope, _), each in found.items()
         }
 
     def rebuilt(self):
         """The same after all of it was made anew."""
-        for table in (tables.listings, tables.postings, tables.standings):
+        for table in (tables.listings, tables.postings, tables.standings, tables.scopes):
             self.db.execute(sa.delete(table))
         listing.complete(self.db)
         return self.content()
@@ -163,10 +168,10 @@ def shelf():
 def make_small(patch):
     """Blocks and shelves so small that a handful of skills fills several."""
     patch.setattr(listing, "SHELF", 3)
-    patch.setattr(searches, "SHELF", 3)
     patch.setattr(listing, "BLOCK", 48)
-    patch.setattr(searches, "_AT_ONCE", 2)
-    patch.setattr(searches, "_FEW_SHELVES", 2)
+    patch.setattr(searches, "BLOCK", 48)
+    patch.setattr(ranking, "_FEW", 2)
+    patch.setattr(ranking, "_FIRST", 1)
 
 
 # --- words and facets
@@ -237,14 +242,14 @@ def test_values_of_facets_are_counted(shelf, monkeypatch):
     for i in range(5):
         shelf.publish(f"acme/s{i}", tags=["all", f"t{i % 2}"], robot=f"r{i % 2}", score=(90 + i, 100))
     shelf.publish("rival/hidden", tags=["all"], robot="secret", visibility="private")
-    counts = searches.search(shelf.db, NOBODY, Asked(q="all"), "", 2, facets=True)["facets"]
+    counts = searches.search(shelf.db, NOBODY, shelf.rankings, Asked(q="all"), "", 2, facets=True)["facets"]
     assert (counts["counted"], counts["cut"]) == (5, False)
     assert counts["values"]["tag"] == {"all": 5, "t0": 3, "t1": 2}
     assert counts["values"]["robot"] == {"r0": 3, "r1": 2}
     assert counts["values"]["org"] == {"acme": 5}
     assert counts["values"]["interface"] == {INTERFACE.digest(): 5}
     monkeypatch.setattr(searches, "MAX_COUNTED", 3)
-    counts = searches.search(shelf.db, NOBODY, Asked(), "", 2, facets=True)["facets"]
+    counts = searches.search(shelf.db, NOBODY, shelf.rankings, Asked(), "", 2, facets=True)["facets"]
     assert (counts["counted"], counts["cut"], counts["values"]["robot"]) == (3, True, {"r0": 2, "r1": 1})
 
 
@@ -297,7 +302,7 @@ def test_a_cursor_tells_nothing_of_what_others_have(shelf):
 
 def test_equal_ranks_do_not_meet(shelf, monkeypatch):
     ties = iter((7, 7, 8, 7))
-    monkeypatch.setattr(listing.secrets, "randbits", lambda bits: next(ties))
+    monkeypatch.setattr(listing.secrets, "randbits", lambda bits: next(ties) if bits == listing._TIES else 0)
     shelf.publish("acme/a")
     shelf.publish("acme/b")  # draws 7, which is taken, then 8
     assert {int(rank) & 0xFF for rank in shelf.db.scalars(sa.select(tables.listings.c.rank))} == {7, 8}
@@ -333,18 +338,18 @@ def test_rows_of_others_are_not_read(shelf):
     read = []
 
     def note(_, cursor, statement, parameters, *rest):
-        if "FROM postings" in statement or "FROM standings" in statement:
+        if any(f"FROM {table}" in statement for table in ("postings", "standings", "scopes")):
             read.append((statement, parameters))
 
     sa.event.listen(shelf.db, "before_cursor_execute", note)
     caller = member("acme")
     for asked in ({}, {"q": "arc"}, {"q": "arc weld", "success": 0.5}):
         shelf.names(caller, **asked)
-    searches.runnable(shelf.db, caller, Fitting(), OFFER, Asked(), "", 10)
+    searches.runnable(shelf.db, caller, shelf.rankings, Fitting(), OFFER, Asked(), "", 10)
     terms = {listing.term(word) for word in ("arc", "weld")}
-    assert len(read) == 6
+    assert len(read) == 7  # what stands in it is read once
     for statement, parameters in read:
-        assert ".scope IN" in statement
+        assert ".scope IN" in statement or "WHERE standings.scope = " in statement
         assert set(parameters) - terms <= {0, -1, 1}, (statement, parameters)
 
 
@@ -443,9 +448,9 @@ def pages(shelf, caller, q, success, offer, limit):
     while cursor is not None:
         asked = Asked(q=q, success=success)
         page = (
-            searches.search(shelf.db, caller, asked, cursor, limit)
+            searches.search(shelf.db, caller, shelf.rankings, asked, cursor, limit)
             if offer is None
-            else searches.runnable(shelf.db, caller, Fitting(), offer, asked, cursor, limit)
+            else searches.runnable(shelf.db, caller, shelf.rankings, Fitting(), offer, asked, cursor, limit)
         )
         assert len(page["skills"]) <= limit
         found += [(round(each["evidence"]["bound"], 9), each["name"]) for each in page["skills"]]
@@ -467,12 +472,101 @@ def test_the_index_finds_what_a_look_at_each_finds(steps, q, success, limit, rob
         walk = Walk(shelf)
         for step in steps:
             walk.take(*step)
+            assert held(shelf.rankings, shelf.db) == held(Rankings(), shelf.db)
         offer, faces = (OFFER, {0, 1}) if robot else (None, {0, 1, 2})
         for caller in (NOBODY, member("third"), member("acme"), member("acme", "rival")):
             found = pages(shelf, caller, q, success, offer, limit)
             assert sorted(found) == walk.found(caller, q, success, faces)
             assert [bound for bound, _ in found] == sorted((bound for bound, _ in found), reverse=True)
         assert shelf.content() == shelf.rebuilt()
+
+
+def held(rankings, db):
+    """What stands in each scope, and the places in their order."""
+    found = rankings.of(db, [*range(-1, len(ORGS) + 1)])
+    return {scope: (each.standing.tolist(), each.order.tolist()) for scope, each in found.items()}
+
+
+def test_only_what_has_changed_is_read_again(shelf, monkeypatch):
+    make_small(monkeypatch)
+    made = [shelf.publish(f"acme/s{i}") for i in range(10)]
+    shelf.publish("acme/mine", visibility="private")
+    shelf.page()
+    read, changed = [], Ranking.changed
+
+    def note(self, stamp, size, shelves):
+        shelves = list(shelves)
+        read.append([shelf for shelf, _ in shelves])
+        return changed(self, stamp, size, shelves)
+
+    monkeypatch.setattr(Ranking, "changed", note)
+    shelf.page()
+    shelf.page(member("acme"))  # whose own have not been read yet
+    assert read == [[0]]
+    shelf.set_version(made[4], "1.0.0", lower=0.1)
+    assert shelf.names()[-1] == "acme/s4"
+    shelf.publish("acme/more", score=(100, 100))
+    assert shelf.names()[0] == "acme/more"
+    shelf.page(member("acme"))
+    assert read == [[0], [1], [3]]
+
+
+def test_who_sees_an_older_state_reads_it_for_himself(shelf):
+    """Threads read in transactions of their own, some of which began before the last change."""
+    shelf.publish("acme/a")
+    shelf.publish("acme/b")
+    shelf.page()
+    newer = shelf.rankings._held[0]
+    before = shelf.db.execute(sa.select(tables.scopes)).one()
+    ahead = Ranking(stamp=before.stamp + 1, standing=newer.standing[:1], order=newer.order[:1] * 0)
+    shelf.rankings._held[0] = ahead
+    assert set(shelf.names()) == {"acme/a", "acme/b"}
+    assert shelf.rankings._held[0] is ahead
+
+
+def test_scopes_beyond_what_is_held_are_read_each_time(shelf, monkeypatch):
+    monkeypatch.setattr(ranking, "MAX_STANDINGS_HELD", 3)
+    for i in range(3):
+        shelf.publish(f"acme/s{i}")
+    shelf.publish("acme/mine", visibility="private")
+    for _ in range(2):
+        assert len(shelf.names(member("acme"))) == 4
+        assert list(shelf.rankings._held) == [0]
+    shelf.publish("acme/s4")
+    assert len(shelf.names()) == 4
+    assert list(shelf.rankings._held) == []
+
+
+@pytest.mark.parametrize("few", [0, 100])
+def test_of_many_or_few_the_best_are_found(few, monkeypatch):
+    """In the order of all, or by sorting those that will do; against a look at each."""
+    monkeypatch.setattr(ranking, "_FEW", few)
+    monkeypatch.setattr(ranking, "_FIRST", 4)
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 5, 60):
+        standing = np.zeros(size, listing.STANDING)
+        standing["rank"] = rng.permutation(1000)[:size]
+        standing["interface"] = rng.integers(5, size=size)
+        shelves = [(i, standing[i * listing.SHELF :][: listing.SHELF].tobytes()) for i in range(1)]
+        made = Ranking.empty().changed(1, size, shelves)
+        for _ in range(30):
+            having = rng.random(size) < rng.choice([0.0, 0.1, 0.9])
+            met = rng.random(4) < 0.5
+            after, worst, count = (
+                int(rng.integers(-1, 1000)),
+                int(rng.integers(1000)),
+                int(rng.integers(1, 20)),
+            )
+            for flags, fits in ((having, met), (None, met), (having, None), (None, None)):
+                rows = sorted(
+                    tuple(row)
+                    for place, row in enumerate(standing.tolist())
+                    if after < row[0] <= worst
+                    and (flags is None or flags[place])
+                    and (fits is None or fits[min(row[2], len(fits) - 1)])
+                )
+                found = made.best(flags, fits, after, worst, count)
+                assert [tuple(row) for row in found.tolist()] == rows[:count]
 
 
 # --- what a robot can run
@@ -548,7 +642,7 @@ def test_interfaces_beyond_what_is_held_are_read_each_time(shelf, monkeypatch):
         shelf.publish(f"acme/s{i}", interface=dataclasses.replace(INTERFACE, rate_hz=10.0 + i))
     fit = Fitting()
     for _ in range(2):
-        found = searches.runnable(shelf.db, NOBODY, fit, OFFER, Asked(), "", 20)["skills"]
+        found = searches.runnable(shelf.db, NOBODY, shelf.rankings, fit, OFFER, Asked(), "", 20)["skills"]
         assert len(found) == 9
         assert len(fit._known.ids) == 2
 
@@ -696,7 +790,8 @@ def test_a_registry_without_an_index_gets_one(plain, publish_into):
         before = api.get("/v1/skills?q=arc").json()["skills"]
 
         def forget(db):
-            for table in (tables.listings, tables.postings, tables.standings, tables.interfaces):
+            index = (tables.listings, tables.postings, tables.standings, tables.scopes)
+            for table in (*index, tables.interfaces):
                 db.execute(sa.delete(table))
             db.execute(sa.update(tables.versions).values(facets={}))
 

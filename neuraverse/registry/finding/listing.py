@@ -9,9 +9,10 @@ In its scope a skill has a place: 0, 1, 2 and so on, without gaps. Two kinds of 
 - ``postings``, by scope, term and block of `BLOCK` places: which of them have the term, as a bit for each, or
   as numbers while they are few. A term is a word or a facet, and stands there as a hash of 64 bits.
 - ``standings``, by scope and shelf of `SHELF` places: rank, skill and interface of each, as `STANDING`.
+  The server holds them in memory in the order of rank (`ranking`); ``scopes`` says whether they have changed.
 
-So words that many skills have are intersected as bits, and what is left of them is sorted by rank in memory:
-a search reads the same few rows whether the words are common, rare, or never occur together, and what changes
+So words that many skills have are intersected as bits, and the best of what is left are found in memory: a
+search reads the same few rows whether the words are common, rare, or never occur together, and what changes
 the rank of a skill rewrites one row. An index of words by rank would have to walk all of the rarest word's
 skills if there are few with the other one, too, and to rewrite a row for each word of a skill.
 
@@ -43,7 +44,6 @@ from sqlalchemy import (
     bindparam,
     cast,
     delete,
-    func,
     insert,
     select,
     update,
@@ -62,6 +62,7 @@ from neuraverse.registry.tables import (
     manifests,
     orgs,
     postings,
+    scopes,
     skills,
     standings,
     versions,
@@ -77,6 +78,7 @@ MAX_WORDS = 256  # of one skill; further words of its description do not count
 MAX_WORD = 64  # characters; of a longer word these
 _SURE = 10**9  # a bound of one, as whole number
 _TIES = 32  # bits of a rank that settle the order among equals
+_FIRST_STAMPS = 40  # bits: a registry that is filled anew under a server counts from elsewhere
 LAST_TIE = (1 << _TIES) - 1
 _BATCH = 500
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
@@ -110,6 +112,7 @@ _MARKED = select(postings.c.term, postings.c.places).where(
     postings.c.block == bindparam("block"),
     postings.c.term.in_(bindparam("terms", expanding=True)),
 )
+_SCOPE = select(scopes.c.size, scopes.c.stamp).where(scopes.c.scope == bindparam("scope"))
 _POSTING = and_(
     postings.c.scope == bindparam("at_scope"),
     postings.c.term == bindparam("at_term"),
@@ -248,8 +251,8 @@ def _leave(db: Connection, old: Row[Any]) -> None:
 
 def _top(db: Connection, scope: int) -> int:
     """The last place of a scope; -1 if it is empty."""
-    found = db.scalar(select(func.max(listings.c.place)).where(listings.c.scope == scope))
-    return -1 if found is None else int(found)
+    found = db.execute(_SCOPE, {"scope": scope}).one_or_none()
+    return -1 if found is None else int(found.size) - 1
 
 
 def _taken(db: Connection, scope: int, rank: int, skill_id: int) -> bool:
@@ -315,14 +318,27 @@ def _stand(db: Connection, scope: int, place: int, standing: tuple[int, int, int
         found = found[:at]
     else:
         found = np.concatenate((found[:at], np.array([standing], STANDING), found[at + 1 :]))
+    stamp = _count_change(db, scope, place, standing is not None)
     if not len(found):
         db.execute(delete(standings).where(here))
         return
-    values = {"best": int(found["rank"].min()), "places": found.tobytes()}
+    values = {"stamp": stamp, "places": found.tobytes()}
     if held is None:
         db.execute(insert(standings), {"scope": scope, "shelf": shelf, **values})
     else:
         db.execute(update(standings).where(here).values(values))
+
+
+def _count_change(db: Connection, scope: int, place: int, is_there: bool) -> int:
+    """Note that something else stands at a place, or that the scope ends before it; the stamp of that."""
+    before = db.execute(_SCOPE, {"scope": scope}).one_or_none()
+    if before is None:
+        stamp = secrets.randbits(_FIRST_STAMPS)
+        db.execute(insert(scopes), {"scope": scope, "size": place + is_there, "stamp": stamp})
+        return stamp
+    stamp, size = int(before.stamp) + 1, max(int(before.size), place + 1) if is_there else place
+    db.execute(update(scopes).where(scopes.c.scope == scope).values(size=size, stamp=stamp))
+    return stamp
 
 
 def complete(db: Connection) -> None:
@@ -369,7 +385,7 @@ def _list(db: Connection, scope: int) -> None:
         .order_by(skills.c.id)
         .limit(BLOCK)
     )
-    after, block, ranks = 0, 0, set[int]()
+    after, block, ranks, stamp = 0, 0, set[int](), secrets.randbits(_FIRST_STAMPS)
     while rows := db.execute(query, {"after": after}).all():
         after, first = rows[-1].skill_id, block * BLOCK
         marked: dict[int, list[int]] = {}
@@ -390,12 +406,12 @@ def _list(db: Connection, scope: int) -> None:
         db.execute(insert(postings), packed)
         shelves = []
         for at in range(0, len(rows), SHELF):
-            those = standing[at : at + SHELF]
-            best = int(those["rank"].min())
             key = {"scope": scope, "shelf": (first + at) // SHELF}
-            shelves.append({**key, "best": best, "places": those.tobytes()})
+            shelves.append({**key, "stamp": stamp, "places": standing[at : at + SHELF].tobytes()})
         db.execute(insert(standings), shelves)
         block += 1
+    if ranks:
+        db.execute(insert(scopes), {"scope": scope, "size": len(ranks), "stamp": stamp})
 
 
 def _in_scope(scope: int) -> ColumnElement[bool]:

@@ -8,10 +8,9 @@ are on one, whatever is published meanwhile.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,9 @@ from neuraverse.interface import Offer
 from neuraverse.registry import events
 from neuraverse.registry.finding.fitting import Fitting
 from neuraverse.registry.finding.listing import (
+    BLOCK,
     EVERYBODY,
     LAST_TIE,
-    SHELF,
     SIGNED_IN,
     STANDING,
     Evidence,
@@ -33,26 +32,21 @@ from neuraverse.registry.finding.listing import (
     term,
     words,
 )
+from neuraverse.registry.finding.ranking import Flags, Ranking, Rankings
 from neuraverse.registry.index import field_score
 from neuraverse.registry.limits import MAX_COUNTED, MAX_FACET_VALUES
 from neuraverse.registry.problems import Problem
-from neuraverse.registry.tables import listings, postings, skills, standings, versions
+from neuraverse.registry.tables import listings, postings, skills, versions
 from neuraverse.registry.tenants.access import Caller
 
-Flags = npt.NDArray[np.bool_]
 CURSOR_PATTERN = "^([0-9a-f]{8}-[0-9]{1,19})?$"
 COUNTED = ("task", "interface", "robot", "tag", "license", "org")
-_FEW_SHELVES = 32  # up to so many are asked for one by one, else all of their scopes
-_AT_ONCE = 16  # shelves
 _LAST = 2**63 - 1
-_P, _S, _V = postings.c, standings.c, versions.c
+_P, _V = postings.c, versions.c
 _POSTINGS = select(_P.scope, _P.block, _P.places).where(
     _P.scope.in_(bindparam("scopes", expanding=True)),
     _P.term.in_(bindparam("terms", expanding=True)),
 )
-_STANDINGS = select(_S.best, _S.scope, _S.shelf, _S.places)
-_STANDINGS = _STANDINGS.where(_S.scope.in_(bindparam("scopes", expanding=True)))
-_SOME_STANDINGS = _STANDINGS.where(_S.shelf.in_(bindparam("shelves", expanding=True)))
 _SHOWN = (skills.c.name, skills.c.visibility, skills.c.org_id, _V.robot, _V.interface, _V.facets)
 _FACETS = (
     select(*_SHOWN)
@@ -105,13 +99,21 @@ class Asked:
 
 
 def search(
-    db: Connection, caller: Caller, asked: Asked, cursor: str, limit: int, *, facets: bool = False
+    db: Connection,
+    caller: Caller,
+    rankings: Rankings,
+    asked: Asked,
+    cursor: str,
+    limit: int,
+    *,
+    facets: bool = False,
 ) -> dict[str, Any]:
     """Skills that match, the best proven first, each with its latest active version.
 
     Args:
         db: A transaction.
         caller: Who asks.
+        rankings: Of the registry.
         asked: What for.
         cursor: Where the page before ended, or empty.
         limit: At most so many.
@@ -123,7 +125,7 @@ def search(
     Raises:
         Problem: 400 the cursor is of another registry.
     """
-    found = _find(db, caller, asked)
+    found = _find(db, caller, rankings, asked)
     answer = _page(db, caller, found, cursor, limit)
     if facets:
         answer["facets"] = _count(db, caller, found)
@@ -131,95 +133,78 @@ def search(
 
 
 def runnable(
-    db: Connection, caller: Caller, fitting: Fitting, offer: Offer, asked: Asked, cursor: str, limit: int
+    db: Connection,
+    caller: Caller,
+    rankings: Rankings,
+    fitting: Fitting,
+    offer: Offer,
+    asked: Asked,
+    cursor: str,
+    limit: int,
 ) -> dict[str, Any]:
     """Of the skills that match, those that a robot can run; else as `search`."""
-    found = _find(db, caller, asked, fitting.met(db, offer))
+    found = _find(db, caller, rankings, asked, fitting.met(db, offer))
     return _page(db, caller, found, cursor, limit)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """Where skills stand that match.
+    """Which skills match.
 
     Attributes:
-        shelves: Best rank, scope, shelf and places of rows of `standings`, in the order of their best ranks.
-        having: By scope and shelf, the places that have all terms; shape (SHELF,). None if all have.
+        rankings: Of the scopes that the caller may see, by scope; and which places of each have all terms, as
+            flags, or None if all have.
         met: What `Fitting.met` gives; None if any interface will do.
         worst: Only ranks up to this one.
     """
 
-    shelves: list[tuple[int, int, int, bytes]]
-    having: dict[tuple[int, int], Flags] | None
+    rankings: list[tuple[Ranking, Flags | None]]
     met: Flags | None
     worst: int
 
+    def best(self, after: int, count: int) -> npt.NDArray[np.void]:
+        """What stands of the best behind a rank, at most `count`, in their order; of `STANDING`."""
+        each = [r.best(having, self.met, after, self.worst, count) for r, having in self.rankings]
+        found = np.concatenate([np.zeros(0, STANDING), *each])
+        return found[np.argsort(found["rank"])][:count]
 
-def _find(db: Connection, caller: Caller, asked: Asked, met: Flags | None = None) -> _Found:
+
+def _find(
+    db: Connection, caller: Caller, rankings: Rankings, asked: Asked, met: Flags | None = None
+) -> _Found:
     terms, scopes = asked.terms(), [EVERYBODY, *caller.reads]
     if caller.account is not None:
         scopes.append(SIGNED_IN)
-    having = _having(db, scopes, terms) if terms else None
-    query, given = _STANDINGS, {"scopes": _padded(scopes)}
-    if having:
-        in_scopes, at = {scope for scope, _ in having}, {shelf for _, shelf in having}
-        given = {"scopes": _padded(list(in_scopes))}
-        if len(at) <= _FEW_SHELVES:
-            query, given["shelves"] = _SOME_STANDINGS, _padded(list(at))
-    rows: Iterable[Any] = () if terms is None or having == {} else db.execute(query, given)
-    # Unpacked and not by name, as each name would take as long as all else that is done to a row.
-    shelves = [
-        (best, scope, shelf, places)
-        for best, scope, shelf, places in rows
-        if having is None or (scope, shelf) in having
-    ]
-    shelves.sort(key=itemgetter(0))
-    return _Found(shelves=shelves, having=having, met=met, worst=rank_of(asked.success, LAST_TIE))
+    found: list[tuple[Ranking, Flags | None]] = []
+    if terms:
+        having = _having(db, scopes, terms)
+        for scope, ranking in rankings.of(db, _padded(list(having))).items() if having else ():
+            flags = np.zeros(len(ranking.order), np.bool_)  # the last blocks have none of these perhaps
+            flags[: len(having[scope])] = having[scope][: len(flags)]
+            found.append((ranking, flags))
+    elif terms is not None:
+        found = [(ranking, None) for ranking in rankings.of(db, _padded(scopes)).values()]
+    return _Found(rankings=found, met=met, worst=rank_of(asked.success, LAST_TIE))
 
 
-def _having(db: Connection, scopes: Sequence[int], terms: Sequence[int]) -> dict[tuple[int, int], Flags]:
-    """Shelves on which some skill has all terms, and the places of these."""
-    held: dict[tuple[int, int], list[bytes]] = defaultdict(list)
+def _having(db: Connection, scopes: Sequence[int], terms: Sequence[int]) -> dict[int, Flags]:
+    """Scopes in which some skill has all terms, and the places of these; shape (blocks * BLOCK,)."""
+    held: dict[int, dict[int, list[bytes]]] = defaultdict(lambda: defaultdict(list))
     for scope, block, places in db.execute(_POSTINGS, {"scopes": _padded(scopes), "terms": _padded(terms)}):
-        held[scope, block].append(places)
+        held[scope][block].append(places)
     found = {}
-    for (scope, block), each in held.items():
-        if len(each) == len(terms):
-            common = np.unpackbits(reduce(np.bitwise_and, map(bits, each))).view(np.bool_)
-            shelves = common.reshape(-1, SHELF)
-            for i in np.flatnonzero(shelves.any(axis=1)).tolist():
-                found[scope, block * len(shelves) + i] = shelves[i]
+    for scope, blocks in held.items():
+        whole = [(block, each) for block, each in blocks.items() if len(each) == len(terms)]
+        flags = np.zeros((max(blocks) + 1, BLOCK), np.bool_)
+        for block, each in whole:
+            flags[block] = np.unpackbits(reduce(np.bitwise_and, map(bits, each)))
+        if whole and flags.any():
+            found[scope] = flags.ravel()
     return found
 
 
-def _best(found: _Found, after: int, count: int) -> npt.NDArray[np.void]:
-    """What stands of the best behind a rank, at most `count`, in their order; of `STANDING`.
-
-    Shelves are looked through in the order of their best, some at a time, until no other one can be among
-    them: for words that many skills have, these are few.
-    """
-    best, worst = np.zeros(0, STANDING), found.worst
-    for i in range(0, len(found.shelves), _AT_ONCE):
-        some = found.shelves[i : i + _AT_ONCE]
-        if some[0][0] > worst:
-            break
-        standing = np.frombuffer(b"".join([places for *_, places in some]), STANDING)
-        good = (standing["rank"] > after) & (standing["rank"] <= worst)
-        if found.having is not None:
-            size = STANDING.itemsize  # the last shelf of a scope may be shorter
-            flags = [found.having[at, shelf][: len(places) // size] for _, at, shelf, places in some]
-            good &= np.concatenate(flags)
-        if found.met is not None:
-            good &= found.met[np.minimum(standing["interface"], len(found.met) - 1)]
-        best = np.concatenate((best, standing[good]))
-        if len(best) > count:
-            best = best[np.argpartition(best["rank"], count - 1)[:count]]
-            worst = int(best["rank"].max())
-    return best[np.argsort(best["rank"])]
-
-
 def _page(db: Connection, caller: Caller, found: _Found, cursor: str, limit: int) -> dict[str, Any]:
-    best = _best(found, _after(db, cursor), limit + 1)
+    best = found.best(_after(db, cursor), limit + 1)
     page = best[:limit]
     more = len(best) > limit
     return {
@@ -278,7 +263,7 @@ def _entry(row: Any) -> dict[str, Any]:
 
 def _count(db: Connection, caller: Caller, found: _Found) -> dict[str, Any]:
     """How many of the best skills have each value of a facet."""
-    best = _best(found, -1, MAX_COUNTED + 1)
+    best = found.best(-1, MAX_COUNTED + 1)
     counted = best[:MAX_COUNTED]
     counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     for name, _, _, robot, interface, facets in _rows(db, caller, _FACETS, counted):

@@ -112,7 +112,9 @@ def router(registry: Registry) -> APIRouter:
         What counts is `evidence`: the 95 % lower bound of success in simulation, or in the field from 100
         reported episodes on. `facets` counts values among the 1,000 best; `cut` tells whether there are more.
         """
-        answer = await registry.database.read(searches.search, caller, asked, cursor, limit, facets=facets)
+        answer = await registry.database.read(
+            searches.search, caller, registry.rankings, asked, cursor, limit, facets=facets
+        )
         return JSONResponse(answer, headers=_FRESH)
 
     @api.post("/v1/skills/runnable", responses=refusals())
@@ -122,7 +124,7 @@ def router(registry: Registry) -> APIRouter:
         """Of those skills, the ones that a robot can run with what it offers."""
         offer = Offer(**{name: getattr(offered, name) for name in Offered.model_fields})
         answer: dict[str, Any] = await registry.database.read(
-            searches.runnable, caller, registry.fitting, offer, asked, cursor, limit
+            searches.runnable, caller, registry.rankings, registry.fitting, offer, asked, cursor, limit
         )
         return JSONResponse(answer, headers=_FRESH)
 
