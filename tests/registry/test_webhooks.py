@@ -20,6 +20,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import httpx
 import pytest
 from sqlalchemy import select
 
@@ -627,6 +628,68 @@ def test_two_processes_send_each_event_once(postgres, data_dir, parts, receiver)
     finally:
         second.close()
         first.close()
+
+
+@contextlib.contextmanager
+def over(world, url):
+    """The same tenants, asked over HTTP, as another process serves them."""
+    with httpx.Client(base_url=url, timeout=30) as world.api:
+        yield
+
+
+SERVED = {"open": False, "webhook_networks": "127.0.0.0/8"}
+
+
+def test_a_server_that_is_killed_in_the_middle_of_a_delivery_sends_it_again(world, receiver, start):
+    """What was under way comes once more with the same id, and all that follows in order."""
+    world.close()
+    cut = threading.Event()
+    process, url = start(data=world.settings.data, **SERVED)
+    with over(world, url):
+        world.add(receiver.url)
+        receiver.answers.append(lambda _: cut.wait(30) and 204)
+        world.tell("a", "b")
+        (first,) = receiver.next()
+        process.kill()
+        process.wait()
+    process, url = start(data=world.settings.data, **SERVED)
+    with over(world, url):
+        world.tell("c")
+        sent = receiver.next(3)
+        cut.set()
+        assert aliases(sent) == ["a", "b", "c"]
+        assert (sent[0].id, sent[0].body) == (first.id, first.body)
+        assert receiver.quiet()
+        process.kill()
+        process.wait()
+    world.reopen(world.token)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_another_server_goes_on_for_one_that_was_killed(postgres, data_dir, parts, receiver, start):
+    """Once the lease of the killed one has ended: a minute, as long as a delivery may take."""
+    settings = Settings.load(data=data_dir, database=postgres.new(), collect_hours=0)
+    world = tenants(settings, **parts)
+    world.close()
+    served = {**SERVED, "data": data_dir, "database": settings.database_url}
+    cut = threading.Event()
+    killed, url = start(**served)
+    with over(world, url):
+        world.add(receiver.url)
+        receiver.answers.append(lambda _: cut.wait(200) and 204)
+        world.tell("a", "b")
+        (first,) = receiver.next()
+    with over(world, start(**served)[1]):
+        killed.kill()
+        killed.wait()
+        world.tell("c")
+        assert receiver.quiet(3.0)  # the lease holds
+        sent = [receiver._news.get(timeout=120) for _ in range(3)]
+        cut.set()
+    assert aliases(sent) == ["a", "b", "c"]
+    assert sent[0].id == first.id
+    assert receiver.quiet()
 
 
 # --- where nothing is sent
