@@ -22,7 +22,7 @@ from neuraverse.interface import Interface, Offer, Requirements, Signal
 from neuraverse.manifest import wilson_lower
 from neuraverse.registry.database import Database
 from neuraverse.registry.finding.listing import complete
-from neuraverse.registry.tables import listings, postings, scopes, standings
+from neuraverse.registry.tables import listings, postings, rankings, standings
 from neuraverse.registry.tenants.access import digest
 from neuraverse.versions import order_key
 
@@ -220,7 +220,7 @@ async def fill(url: str, made: World, start: int, stop: int) -> None:
 
 
 def _list_anew(db: Connection) -> None:
-    for table in (listings, postings, standings, scopes):
+    for table in (listings, postings, standings, rankings):
         db.execute(delete(table))
     complete(db)
 

@@ -13,8 +13,14 @@ from neuraverse.errors import IntegrityError
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
+SMALL_BYTES = 8 << 20  # up to so long a skill comes in one piece
 MAX_MEMBER_BYTES = 8**11 - 1  # what the field of the size can hold
 _CHECKSUM = slice(148, 156)
+
+
+def etag(digest: str) -> str:
+    """What the archive of the skill with a digest is known by in HTTP."""
+    return f'"{digest.removeprefix("sha256:")}-tar"'
 
 
 def header(name: str, size: int) -> bytes:

@@ -267,7 +267,8 @@ class Client:
 
         Args:
             ref: The reference, by name.
-            wants: Called with what it means, before anything of it is read. What it raises comes through.
+            wants: Called with what it means, while the answer waits: it decides, and asks nobody. What it is
+                given does not tell of warnings and states.
             held: The version that acts; what `wants` is given says whether that is ``gone``.
             known: Others of which nothing needs to be sent.
             offer: What the robot can supply; None skips the question.
@@ -277,8 +278,11 @@ class Client:
             The skill; None if it is not wanted.
 
         Raises:
+            UsageError: The reference is a digest, which never changes.
             NeuraverseError: As `pull`.
         """
+        if ref.digest:
+            raise UsageError(f"{ref} never changes", remedy="pull it")
         pull = Pull(self._transport, self._cache, self._memory, trust or self.keys, offer)
         return pull.if_wanted(ref, wants, held, known)
 

@@ -15,11 +15,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neuraverse import archive
 from neuraverse.client.cache import Cache
 from neuraverse.client.download import Progress, fetch
 from neuraverse.client.memory import Memory
 from neuraverse.client.parcel import Parcel
-from neuraverse.client.refs import LATEST, Ref, Resolved, gone_of, printable, resolved_of, texts_of
+from neuraverse.client.refs import LATEST, Ref, Resolved, printable, resolved_of, texts_of
 from neuraverse.client.transport import TAR, Transport
 from neuraverse.errors import (
     ContentError,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from neuraverse.trust import KeyStore
 
 log = logging.getLogger("neuraverse.client")
-ARCHIVE_BYTES = 8 << 20  # a skill whose files are larger than this in all comes file by file
+ARCHIVE_BYTES = archive.SMALL_BYTES  # a skill whose files are larger than this in all comes file by file
 
 
 class Pull:
@@ -91,7 +92,7 @@ class Pull:
         before = self._memory.recall(ref)
         if before is not None and not self._cache.skill(before.digest).exists():
             before = None
-        here = [each for each in (held, *known, before) if each is not None]
+        here = [each for each in (held, *known, before) if each is not None and each.name == ref.name]
         try:
             skill = self._whole(ref, here=here, held=held, wants=wants)
         except _Unanswered as error:
@@ -100,7 +101,7 @@ class Pull:
             log.warning("%s - going on with %s, which it meant before", error.why, before.ref)
             self._memory.refuse_revoked(before)
             stale = dataclasses.replace(before, asked=str(ref), fresh=False)
-            return self.offline(ref) if wants(stale) else None
+            return self._here(ref, before) if wants(stale) else None
         if skill is not None:
             self._keep_in_mind(ref, Resolved.of(skill))
         return skill
@@ -132,6 +133,11 @@ class Pull:
         held = self._cache.name_of(ref.digest) if ref.digest else self._memory.recall(ref)
         if held is not None:
             self._memory.refuse_revoked(held)
+        return self._here(ref, held)
+
+    def _here(self, ref: Ref, held: Resolved | None) -> Skill:
+        """The skill that a reference means, from the cache alone."""
+        if held is not None:
             with self._alone(held):
                 skill = self._cached(held)
             if skill is not None:
@@ -181,10 +187,10 @@ class Pull:
         """
         found: Resolved | None = None
         skill: Skill | None = None
-        is_wanted = False
         path = f"{ref.path}/archive"
-        headers = {"If-None-Match": ", ".join(dict.fromkeys(map(_tag, here)))} if here else {}
-        params = None if held is None else {"held": held.version}
+        tags = dict.fromkeys(archive.etag(each.digest) for each in here)
+        headers = {"If-None-Match": ", ".join(tags)} if here else {}
+        params = {"held": held.version} if held is not None and held.name == ref.name else None
         try:
             with self._transport.stream("GET", path, headers=headers, params=params, ok=(200, 304)) as answer:
                 _warn(answer)
@@ -195,14 +201,12 @@ class Pull:
                     means = parcel.means
                 _expect(ref, means, wanted)
                 self._memory.check(means)
-                means = dataclasses.replace(means, asked=str(ref), gone=_gone(answer, held))
-                if held is not None and means.gone:
-                    self._memory.revoke(Ref(name=held.name, which=held.version), means.gone)
-                found = means
-                is_wanted = wants(found)
-                if not is_wanted:
+                state = answer.headers.get("neuraverse-held") if params else None
+                gone = None if state is None else state == "revoked"
+                found = dataclasses.replace(Resolved.of(means), asked=str(ref), gone=gone)
+                if not wants(found):
                     return None
-                if answer.status_code == 200:
+                if answer.status_code == 200 and not self._cache.skill(found.digest).exists():
                     parcel = parcel or self._opened(answer, path)
                     _expect(ref, parcel.means, found)
                     self._admit(parcel.manifest, parcel.manifest_bytes, parcel.signature, found)
@@ -210,8 +214,6 @@ class Pull:
         except NetworkError as error:
             if found is None:
                 raise _Unanswered(error) from error
-            if not is_wanted:
-                raise
             log.debug("%s: going on file by file", error)
         except RevokedError as error:
             if found is None:
@@ -226,8 +228,10 @@ class Pull:
         """What the head of an answer says that a reference means; older registries leave that to the body."""
         headers = answer.headers
         if answer.status_code == 304:
-            tag = headers.get("etag", "").removeprefix("W/")
-            found = next((each for each in here if _tag(each) == tag), None)
+            tag, digest = headers.get("etag", "").removeprefix("W/"), headers.get("neuraverse-digest", "")
+            if not tag and not digest and len({each.digest for each in here}) == 1:
+                return here[0]  # a proxy passes no headers on
+            found = next((e for e in here if archive.etag(e.digest) == tag or e.digest == digest), None)
             if found is None:
                 raise NetworkError(f"{self._transport.url} says that {ref} is here, which it is not")
             return found
@@ -338,35 +342,18 @@ class _Unanswered(Exception):  # noqa: N818 - it never leaves this module
         self.why = why
 
 
-def _tag(each: Resolved) -> str:
-    """What an archive is known by in HTTP; as `registry.routes.skills` has it."""
-    return f'"{each.digest.removeprefix("sha256:")}-tar"'
-
-
 def _expect(ref: Ref, means: Resolved, wanted: Resolved | None) -> None:
     """Whether a registry may answer so.
 
     Raises:
         IntegrityError: It may not.
     """
-    ref.expect(means)
     if wanted is not None and (means.ref, means.digest) != (wanted.ref, wanted.digest):
         raise IntegrityError(
             f"the registry answered {wanted.ref} ({wanted.digest}) with {means.ref} ({means.digest})",
             remedy="do not trust it",
         )
-
-
-def _gone(answer: httpx.Response, held: Resolved | None) -> str | None:
-    """Why what is held must be left; empty if it need not, None if the registry does not say."""
-    text = answer.headers.get("neuraverse-held", "")
-    if held is None or not text:
-        return None
-    try:
-        plain = json.loads(text)
-    except (ValueError, RecursionError):
-        plain = None
-    return gone_of(plain, held)
+    ref.expect(means)
 
 
 def note_revoked(transport: Transport, memory: Memory, ref: Ref, error: RevokedError) -> None:

@@ -123,7 +123,7 @@ class Resolved:
         state: ``active``, or ``yanked``: to be had by its exact version alone.
         asked: The reference that it answers, if it answers one.
         fresh: Whether the registry said so now; else it could not be asked, and said so before.
-        gone: Why the version that the asker holds must be left; empty if it need not, None if nobody said.
+        gone: Whether the version that the asker holds was revoked; None if nobody said.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Resolved:
     state: str = "active"
     asked: str = field(default="", compare=False, repr=False)
     fresh: bool = field(default=True, compare=False, repr=False)
-    gone: str | None = field(default=None, compare=False, repr=False)
+    gone: bool | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, it: Settled) -> Self:
@@ -374,25 +374,6 @@ def resolved_of(plain: object) -> Resolved:
                 f"the registry's answer is malformed: {getattr(found, key)[:100]!r} is no {key}"
             )
     return found
-
-
-def gone_of(plain: object, held: Resolved) -> str:
-    """Why a version that is held must be left; empty if it need not.
-
-    Args:
-        plain: What the registry says of it.
-        held: The version.
-
-    Raises:
-        NetworkError: That is malformed, or about another one.
-    """
-    told = _fields(plain)
-    if _text(told, "version") != held.version:
-        raise NetworkError(f"the registry's answer is malformed: it tells of another version than {held.ref}")
-    if _text(told, "state") != "revoked":
-        return ""
-    why = printable(_text(told, "reason"))
-    return printable(f"{held.ref} was revoked" + (f": {why}" if why else ""))
 
 
 def texts_of(plain: object) -> tuple[str, ...]:

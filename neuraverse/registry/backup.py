@@ -37,13 +37,8 @@ if TYPE_CHECKING:
 
 FORMAT = "neuraverse.backup/1"
 SCHEMA = "0005"
-_LEFT_OUT = {
-    "uploads",
-    "listings",
-    "postings",
-    "standings",
-    "scopes",
-}  # they expire, or follow from the others
+# They expire, or follow from the others.
+_LEFT_OUT = {"uploads", "listings", "postings", "standings", "rankings"}
 # Those whose ids a sequence of PostgreSQL gives out.
 _COUNTED = tables.orgs, tables.accounts, tables.skills, tables.versions, tables.interfaces
 _MAX_NOTE_BYTES = 64 << 10

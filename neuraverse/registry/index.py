@@ -78,7 +78,8 @@ class Whole:
         signature: Exact bytes of the signature.
         files: Each file by name.
         warnings: What its publisher wants to be known.
-        held: ``version``, ``state`` and ``reason`` of the one that the caller has; None if there is none.
+        held: State of the version that the caller has; empty if there is no such one.
+        lost: Digest of a file that rotted; empty if all are there.
     """
 
     version: str
@@ -87,7 +88,8 @@ class Whole:
     signature: bytes
     files: dict[str, Blob]
     warnings: list[str]
-    held: dict[str, str] | None
+    held: str
+    lost: str
 
 
 def find(db: Connection, caller: Caller, name: str, which: str) -> dict[str, Any]:
@@ -129,16 +131,13 @@ def files(db: Connection, caller: Caller, name: str, which: str, held: str | Non
         caller: Who asks.
         name: ``org/skill``.
         which: As of `find`.
-        held: Version that the caller has; the answer says whether it may go on with it.
+        held: Version that the caller has, of which the answer tells the state.
 
     Raises:
         Problem: As `find`.
     """
     skill, row, _ = settle(db, caller, name, which)
     found = list(db.execute(_FILES, {"version_id": row.id}))
-    for each in found:
-        if each.lost:
-            raise lost(each.sha256)
     old = None
     if held is not None:
         old = db.execute(_VERSION, {"skill_id": skill.id, "version": held}).one_or_none()
@@ -149,7 +148,8 @@ def files(db: Connection, caller: Caller, name: str, which: str, held: str | Non
         signature=bytes(found[0].signature),
         files={e.name: Blob(sha256=e.sha256, size=e.size, key=e.key) for e in found},
         warnings=_warnings(skill, row),
-        held=None if old is None else {"version": old.version, "state": old.state, "reason": old.reason},
+        held="" if old is None else old.state,
+        lost=next((each.sha256 for each in found if each.lost), ""),
     )
 
 

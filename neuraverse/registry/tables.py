@@ -237,9 +237,9 @@ standings = Table(
     Index("standings_by_stamp", "scope", "stamp"),
 )
 
-# How many places each scope has, and how often it has changed, counted from anywhere.
-scopes = Table(
-    "scopes",
+# How many places each scope has, and the stamp of its last change: stamps only grow.
+rankings = Table(
+    "rankings",
     metadata,
     Column("scope", BigInteger, primary_key=True, autoincrement=False),
     Column("size", Integer, nullable=False),

@@ -111,9 +111,7 @@ class RobotAgent(Holder):
         self._robot = "this robot" if offer is None else offer.robot
         self._meant: Resolved | None = None  # what the reference meant when the registry was last asked
         self._tried: Resolved | None = None  # the same, if it was tried now
-        self._before: Resolved | None = (
-            None  # what acted before; a fleet that goes back needs not load it again
-        )
+        self._before: Resolved | None = None  # what acted before: who goes back need not load it again
         self._failed: dict[str, Exception] = {}  # why skills were refused, by digest
         self._behind = False  # whether the reference may mean something else by now
 
@@ -158,22 +156,17 @@ class RobotAgent(Holder):
             raise
 
     def _take_new(self) -> bool:
-        self._tried, held, meant = None, self.skill, self._meant
-        acts = Resolved.of(held) if held is not None and held.name == self._ref.name else None
-        known = [] if self._before is None else [self._before]
-        if meant is not None and meant.digest in self._failed:
-            known.append(meant)
+        self._tried, held = None, self.skill
         try:
-            with _turn():
-                skill = self._client.pull_if(
-                    self._ref, self._wants, held=acts, known=known, offer=self._offer, trust=self._store
-                )
-                policy = None if skill is None else stage(skill)
-            if skill is not None and policy is not None:
-                self._put(Running(skill=skill, policy=policy))
-                return True
-            if held is not None and self._on_kept is not None:
-                self._on_kept(held)
+            new = self._asked(held)
+            if new is None:
+                assert self._meant is not None
+                if held is not None and held.digest == self._meant.digest:
+                    if self._on_kept is not None:
+                        self._on_kept(held)
+                    return False
+                new = self._decided(self._meant)
+            self._put(new)
         except (NetworkError, StorageError):
             raise
         except Exception as error:
@@ -186,24 +179,58 @@ class RobotAgent(Holder):
             elif tried is None and not isinstance(error, NotFoundError):  # nothing there yet is no refusal
                 self._refuse(Refusal(ref=str(self._ref), digest="", error=error))
             raise
-        return False
+        return True
 
-    def _wants(self, found: Resolved) -> bool:
-        """Whether to go on with what the reference means now: it is new, and was not refused before."""
-        self._behind = not found.fresh
-        if found.digest != self.meant:
-            self._failed.pop(found.digest, None)
-        self._meant, held = found, self.skill
-        if held is not None and held.digest == found.digest:
-            return False
-        if found.gone is None:
+    def _asked(self, held: Skill | None) -> Running | None:
+        """Ask what the reference means, and get that in the same request if nothing speaks against it."""
+        known = [] if self._before is None else [self._before]
+        if self._meant is not None and self._meant.digest in self._failed:
+            known.append(self._meant)
+
+        def wants(found: Resolved) -> bool:
+            self._note(found)
+            is_new = (held is None or held.digest != found.digest) and found.digest not in self._failed
+            if not is_new or (held is not None and found.gone is not False):
+                return False
+            self._tried = found
+            return True
+
+        with _turn():
+            try:
+                skill = self._client.pull_if(
+                    self._ref,
+                    wants,
+                    held=None if held is None else Resolved.of(held),
+                    known=known,
+                    offer=self._offer,
+                    trust=self._store,
+                )
+            except NotFoundError:
+                if self._tried is not None:
+                    raise
+                self._note(self._client.resolve(self._ref))  # or is only a file of it missing there?
+                return None
+            return None if skill is None else Running(skill=skill, policy=stage(skill))
+
+    def _decided(self, found: Resolved) -> Running:
+        """What the reference means, unless it was refused before; what is held is left first if revoked."""
+        if found.gone is not False:
             self._leave_if_revoked()  # now: the new one may take long to come
-        elif found.gone and held is not None:
-            self._leave_revoked(held, RevokedError(found.gone, remedy="use another version"))
         self._tried = found
         if found.digest in self._failed:
             raise self._failed[found.digest].with_traceback(None)
-        return True
+        return self._got(found)
+
+    def _note(self, found: Resolved) -> None:
+        self._behind = not found.fresh
+        if found.digest != self.meant:
+            self._failed.pop(found.digest, None)
+        self._meant = found
+
+    def _got(self, found: Resolved) -> Running:
+        with _turn():
+            skill = self._client.pull(found, offer=self._offer, trust=self._store)
+            return Running(skill=skill, policy=stage(skill))
 
     def _fail(self, digest: str, error: Exception) -> None:
         if len(self._failed) >= _MOST_FAILED:
@@ -232,13 +259,10 @@ class RobotAgent(Holder):
         try:
             self._client.resolve(held.ref)
         except RevokedError as error:
-            self._leave_revoked(held, error)
+            self._leave(error.message)
+            self._refuse(Refusal(ref=held.ref, digest=held.digest, error=error))
         except NeuraverseError:
             pass
-
-    def _leave_revoked(self, held: Skill, error: RevokedError) -> None:
-        self._leave(error.message)
-        self._refuse(Refusal(ref=held.ref, digest=held.digest, error=error))
 
     def _fall_back(self) -> bool:
         """Take the skill in the cache that was used last and is still good; True if there is one."""
@@ -251,10 +275,7 @@ class RobotAgent(Holder):
                 if not self._ref.admits(each.version):
                     continue
                 found = self._still(each)
-                with _turn():
-                    skill = self._client.pull(found, offer=self._offer, trust=self._store)
-                    policy = stage(skill)
-                self._put(Running(skill=skill, policy=policy))
+                self._put(self._got(found))
             except Exception as error:
                 log.debug("%s: not %s either: %s", self._robot, each.ref, error)
                 if found is not None and not isinstance(error, (NetworkError, StorageError)):
@@ -281,7 +302,9 @@ class RobotAgent(Holder):
                 cursor = self._client.cursor()  # before looking, so that nothing falls in between
                 self._settle()
                 failures = 0
-                for _ in self._client.watch(cursor, self._ref.name, self._stop):
+                for event in self._client.watch(cursor, self._ref.name, self._stop):
+                    if event.type == "revoked":
+                        self._leave_if_revoked()  # now, whoever else's turn it is
                     self._settle()
             except Exception as error:  # whatever it is: a robot that stops listening misses all that follows
                 log.warning("%s: %s", self._robot, error)

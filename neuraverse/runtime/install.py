@@ -4,7 +4,7 @@
     DIR/<org>/.<skill>.before   → the one before, while the health of the new one is checked
     DIR/<org>/.<skill>.lock       held by whoever keeps the link
 
-    resolve → pull and verify → dry run → probe → swap of the link → health check → said to the registry
+    ask → pull and verify → dry run → probe → swap of the link → health check → said to the registry
 
 The link is swapped in one step: at every instant it points to the old skill or to the new one, either of them
 whole. If the health check fails it goes back; if this process dies before that is known, it goes back when

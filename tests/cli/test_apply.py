@@ -96,7 +96,7 @@ def test_a_robot_is_kept_up_to_date(alice, closed, watch, release, tmp_path, off
     assert as_json(alice, "show", f"{NAME}@1.0.0")["field"]["n"] == 40
     alice("revoke", f"{NAME}@1.0.0", "--reason", "burns", "--yes")
     changes = [child.read() for _ in range(3)]
-    assert changes == [("refused", ""), ("left", "1.0.0"), ("running", "1.2.0")]
+    assert changes == [("left", "1.0.0"), ("refused", ""), ("running", "1.2.0")]
     assert linked(watch.link) == "1.2.0"
     until(lambda: seen() == ("running", "1.2.0", None))
     child.send_signal(signal.SIGINT)

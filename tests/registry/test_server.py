@@ -38,6 +38,19 @@ def test_a_published_skill_survives_sigkill(start, tmp_path, tiny_skill, submiss
     assert event["digest"] == tiny_skill.digest
 
 
+def test_a_client_that_leaves_in_an_archive_disturbs_nobody(start, tmp_path, tiny_skill, submission):
+    process, url = start(data=tmp_path / "data")
+    path = "/v1/skills/acme/weld-seam/latest/archive"
+    publish(url, tiny_skill, submission)
+    for _ in range(20):
+        with httpx.stream("GET", url + path) as answer:
+            next(answer.iter_raw(100))
+    assert httpx.get(url + path).status_code == 200
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert err == b""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_good_order(start, tmp_path, number):
     process, url = start(data=tmp_path / "data")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 import threading
 import time
 
@@ -459,6 +460,42 @@ def test_agents_of_one_process_take_turns_and_a_slow_one_holds_nobody_up(robot, 
     assert not agents._turns.acquire(blocking=False)
     agents._turns.release()
     agents._turns.release()
+
+
+def test_what_is_revoked_is_left_whoever_s_turn_it_is(robot, author, release, offer, monkeypatch):
+    monkeypatch.setattr(agents, "_LONGEST_WAIT_S", 30.0)
+    release("1.0.0")
+    with RobotAgent(robot, None, offer, follow=NAME) as agent:
+        assert agent.wait(20)
+        with agents._turns, agents._turns:
+            author.state(NAME, "revoke", version="1.0.0")
+            until(lambda: agent.skill is None)
+
+
+def test_a_file_that_rotted_is_a_refusal_of_what_is_new_and_no_matter_for_what_is_held(
+    url, tmp_path, robot, release, offer
+):
+    refusals, kept = [], []
+    first = release("1.0.0")
+    agent = RobotAgent(
+        robot, None, offer, follow=NAME, on_refusal=refusals.append, on_kept=lambda s: kept.append(s.version)
+    )
+    agent.update()
+    with sqlite3.connect(tmp_path / "data" / "registry.db") as db:
+        db.execute("UPDATE blobs SET lost = 1")
+    assert not agent.update()
+    assert kept == ["1.0.0"]
+    with sqlite3.connect(tmp_path / "data" / "registry.db") as db:
+        db.execute("UPDATE blobs SET lost = 0")
+    second = release("2.0.0")
+    with sqlite3.connect(tmp_path / "data" / "registry.db") as db:
+        db.execute("UPDATE blobs SET lost = 1")
+    for _ in range(2):
+        with pytest.raises(NotFoundError, match="rotted"):
+            agent.update()
+    assert [(each.ref, each.digest) for each in refusals] == [(f"{NAME}@2.0.0", second.digest)]
+    assert agent.skill.digest == first.digest
+    assert agent.meant == second.digest
 
 
 def test_it_follows_by_itself_what_is_revoked(robot, author, release, offer):

@@ -4,12 +4,12 @@ A skill is listed with its latest active version, in one scope: everybody's, tha
 organisation's. A search reads rows of the scopes that its caller may see and of no others, so that what is
 not theirs costs them no time, either.
 
-In its scope a skill has a place: 0, 1, 2 and so on, without gaps. Two kinds of rows are made of that:
+In its scope a skill has a place: 0, 1, 2 and so on, without gaps. Rows are made of that:
 
 - ``postings``, by scope, term and block of `BLOCK` places: which of them have the term, as a bit for each, or
   as numbers while they are few. A term is a word or a facet, and stands there as a hash of 64 bits.
 - ``standings``, by scope and shelf of `SHELF` places: rank, skill and interface of each, as `STANDING`.
-  The server holds them in memory in the order of rank (`ranking`); ``scopes`` says whether they have changed.
+  The server holds them in memory, in the order of rank (`ranking`); ``rankings`` says whether they changed.
 
 So words that many skills have are intersected as bits, and the best of what is left are found in memory: a
 search reads the same few rows whether the words are common, rare, or never occur together, and what changes
@@ -62,7 +62,7 @@ from neuraverse.registry.tables import (
     manifests,
     orgs,
     postings,
-    scopes,
+    rankings,
     skills,
     standings,
     versions,
@@ -78,7 +78,11 @@ MAX_WORDS = 256  # of one skill; further words of its description do not count
 MAX_WORD = 64  # characters; of a longer word these
 _SURE = 10**9  # a bound of one, as whole number
 _TIES = 32  # bits of a rank that settle the order among equals
-_FIRST_STAMPS = 40  # bits: a registry that is filled anew under a server counts from elsewhere
+_FIRST_STAMPS, _STAMPS = (
+    40,
+    20,
+)  # bits of the first stamp, and of the step to the next one: both are drawn, so
+# that no stamp comes twice where a database is filled anew or loses its last changes under a server
 LAST_TIE = (1 << _TIES) - 1
 _BATCH = 500
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
@@ -112,7 +116,7 @@ _MARKED = select(postings.c.term, postings.c.places).where(
     postings.c.block == bindparam("block"),
     postings.c.term.in_(bindparam("terms", expanding=True)),
 )
-_SCOPE = select(scopes.c.size, scopes.c.stamp).where(scopes.c.scope == bindparam("scope"))
+_SCOPE = select(rankings.c.size, rankings.c.stamp).where(rankings.c.scope == bindparam("scope"))
 _POSTING = and_(
     postings.c.scope == bindparam("at_scope"),
     postings.c.term == bindparam("at_term"),
@@ -334,10 +338,13 @@ def _count_change(db: Connection, scope: int, place: int, is_there: bool) -> int
     before = db.execute(_SCOPE, {"scope": scope}).one_or_none()
     if before is None:
         stamp = secrets.randbits(_FIRST_STAMPS)
-        db.execute(insert(scopes), {"scope": scope, "size": place + is_there, "stamp": stamp})
+        db.execute(insert(rankings), {"scope": scope, "size": place + is_there, "stamp": stamp})
         return stamp
-    stamp, size = int(before.stamp) + 1, max(int(before.size), place + 1) if is_there else place
-    db.execute(update(scopes).where(scopes.c.scope == scope).values(size=size, stamp=stamp))
+    stamp, size = (
+        int(before.stamp) + 1 + secrets.randbits(_STAMPS),
+        max(int(before.size), place + 1) if is_there else place,
+    )
+    db.execute(update(rankings).where(rankings.c.scope == scope).values(size=size, stamp=stamp))
     return stamp
 
 
@@ -411,7 +418,7 @@ def _list(db: Connection, scope: int) -> None:
         db.execute(insert(standings), shelves)
         block += 1
     if ranks:
-        db.execute(insert(scopes), {"scope": scope, "size": len(ranks), "stamp": stamp})
+        db.execute(insert(rankings), {"scope": scope, "size": len(ranks), "stamp": stamp})
 
 
 def _in_scope(scope: int) -> ColumnElement[bool]:

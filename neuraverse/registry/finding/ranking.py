@@ -18,13 +18,13 @@ from sqlalchemy import Connection, bindparam, select
 from neuraverse.registry.finding import listing
 from neuraverse.registry.finding.listing import EVERYBODY, SIGNED_IN, STANDING
 from neuraverse.registry.limits import MAX_STANDINGS_HELD
-from neuraverse.registry.tables import scopes, standings
+from neuraverse.registry.tables import rankings, standings
 
 Flags = npt.NDArray[np.bool_]
 _FEW = 2000  # skills that are sorted; of more, the best are sought in the order of all
 _FIRST = 256  # that are looked at in that order; then twice as many, and so on
-_SCOPES = select(scopes.c.scope, scopes.c.size, scopes.c.stamp).where(
-    scopes.c.scope.in_(bindparam("scopes", expanding=True))
+_SCOPES = select(rankings.c.scope, rankings.c.size, rankings.c.stamp).where(
+    rankings.c.scope.in_(bindparam("scopes", expanding=True))
 )
 _CHANGED = select(standings.c.shelf, standings.c.places).where(
     standings.c.scope == bindparam("scope"), standings.c.stamp > bindparam("stamp")
@@ -139,12 +139,17 @@ class Rankings:
         return found
 
     def _hold(self, scope: int, now: Ranking) -> None:
-        held = self._held.get(scope)  # by another thread perhaps, which has seen more
-        others = sum(len(each.order) for at, each in list(self._held.items()) if at != scope)
-        if others + len(now.order) > MAX_STANDINGS_HELD:
-            self._held.pop(scope, None)
-        elif held is None or held.stamp < now.stamp:
-            self._held[scope] = now
+        """Any state that a transaction saw is right to go on from, also one before that which is held."""
+        held = {**self._held, scope: now}
+        if _count(held) > MAX_STANDINGS_HELD:
+            held = {scope: each for scope, each in held.items() if scope in (EVERYBODY, SIGNED_IN)}
+        if _count(held) > MAX_STANDINGS_HELD:
+            held.pop(scope, None)
+        self._held = held
+
+
+def _count(held: dict[int, Ranking]) -> int:
+    return sum(len(each.order) for each in held.values())
 
 
 def _meets(some: npt.NDArray[np.void], met: Flags | None) -> Flags:

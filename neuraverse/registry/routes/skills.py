@@ -28,7 +28,7 @@ from neuraverse.skill import MANIFEST, MAX_SIGNATURE_BYTES, SIGNATURE
 
 PUBLIC_KEY = "public.pem"
 _FRESH = {"Cache-Control": "no-cache"}
-_SHORT_BYTES = 8 << 20
+_MAX_HEADER = 2000  # bytes; proxies take few
 
 
 class Publish(BaseModel):
@@ -190,22 +190,23 @@ def _add_archive(api: APIRouter, registry: Registry) -> None:
     ) -> Response:
         """All of a skill in one answer: ``curl … | tar x`` gives its folder.
 
-        Headers say which version and digest it is. With `held`, ``Neuraverse-Held`` says whether that
-        version was yanked or revoked, and why, if there is such a version.
+        Headers say which version and digest it is. With `held`, ``Neuraverse-Held`` is the state of that
+        version, ``active``, ``yanked`` or ``revoked``, if there is such a version.
         """
         found = await registry.database.read(index.files, caller, f"{org}/{name}", version, held)
-        tag = f"{found.digest.removeprefix('sha256:')}-tar"
         headers = _FRESH | {
-            "ETag": f'"{tag}"',
+            "ETag": archive.etag(found.digest),
             "Neuraverse-Version": found.version,
             "Neuraverse-Digest": found.digest,
         }
         if found.warnings:
-            headers["Neuraverse-Warnings"] = json.dumps(found.warnings)
-        if found.held is not None:
-            headers["Neuraverse-Held"] = json.dumps(found.held)
-        if not_modified(request, tag):
+            headers["Neuraverse-Warnings"] = _warnings(found.warnings)
+        if found.held:
+            headers["Neuraverse-Held"] = found.held
+        if not_modified(request, headers["ETag"].strip('"')):
             return Response(status_code=304, headers=headers)
+        if found.lost:
+            raise index.lost(found.lost)
         blobs = {entry: found.files[entry] for entry in BLOBS}
         documents = {MANIFEST: found.manifest, SIGNATURE: found.signature}
         sizes = [len(data) for data in documents.values()] + [blob.size for blob in blobs.values()]
@@ -217,7 +218,7 @@ def _add_archive(api: APIRouter, registry: Registry) -> None:
         for entry, blob in blobs.items():
             parts += archive.header(entry, blob.size), blob, archive.padding(blob.size)
         parts.append(archive.END)
-        kind = _Short if archive.total(sizes) <= _SHORT_BYTES else StreamingResponse
+        kind = _Short if archive.total(sizes) <= archive.SMALL_BYTES else StreamingResponse
         return kind(registry.store.concat(parts), media_type=PARCEL, headers=headers)
 
 
@@ -253,6 +254,12 @@ def _add_documents(api: APIRouter, registry: Registry) -> None:
         """The public keys that an organisation publishes with, as PEM."""
         text = "".join(await registry.database.read(index.keys, caller, org))
         return Response(text, media_type="application/x-pem-file", headers=_FRESH)
+
+
+def _warnings(texts: list[str]) -> str:
+    """Sentences as a header: JSON, in which a letter may take twelve bytes."""
+    plain = json.dumps(texts)
+    return plain if len(plain) <= _MAX_HEADER else json.dumps([f"{text[:80]}…" for text in texts])
 
 
 def _json(body: bytes) -> Publish:

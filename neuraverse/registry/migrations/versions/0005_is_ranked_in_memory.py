@@ -14,13 +14,15 @@ depends_on = None
 def upgrade() -> None:
     """Add stamps; the best rank of a shelf has no reader any more."""
     op.create_table(
-        "scopes",
-        sa.Column("scope", sa.BigInteger, primary_key=True, autoincrement=False),
+        "rankings",
+        sa.Column("scope", sa.BigInteger, autoincrement=False),
         sa.Column("size", sa.Integer, nullable=False),
         sa.Column("stamp", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("scope", name="rankings_pk"),
     )
     op.execute(
-        "INSERT INTO scopes (scope, size, stamp) SELECT scope, MAX(place) + 1, 0 FROM listings GROUP BY scope"
+        "INSERT INTO rankings (scope, size, stamp) "
+        "SELECT scope, MAX(place) + 1, 0 FROM listings GROUP BY scope"
     )
     op.add_column("standings", sa.Column("stamp", sa.BigInteger, nullable=False, server_default="0"))
     op.execute("ALTER TABLE standings DROP COLUMN best")
@@ -32,4 +34,4 @@ def downgrade() -> None:
     op.drop_index("standings_by_stamp", "standings")
     op.execute("ALTER TABLE standings DROP COLUMN stamp")
     op.add_column("standings", sa.Column("best", sa.BigInteger, nullable=False, server_default="0"))
-    op.drop_table("scopes")
+    op.drop_table("rankings")
