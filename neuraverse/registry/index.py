@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, exists, func, or_, select
+from sqlalchemy import BindParameter, Connection, Row, Select, and_, bindparam, exists, func, or_, select
 
 from neuraverse.errors import UsageError
 from neuraverse.manifest import VERSION_PATTERN, wilson_lower
@@ -45,12 +45,22 @@ _SKILL = select(skills).where(skills.c.name == bindparam("name"))
 _VERSION = select(versions).where(
     versions.c.skill_id == bindparam("skill_id"), versions.c.version == bindparam("version")
 )
-_LATEST = (
-    select(versions)
-    .where(versions.c.skill_id == bindparam("skill_id"), versions.c.state == ACTIVE)
-    .order_by(*BY_ORDER)
-    .limit(1)
-)
+
+
+def newest(query: Select[Any], skill: BindParameter[int]) -> Select[Any]:
+    """What `query` selects of the version that ``latest`` means: the highest active release, or prerelease.
+
+    An index gives it, however many versions there are; by `BY_ORDER`, all of them would be sorted.
+    """
+    each = versions.alias()
+    kind = select(each.c.prerelease).where(each.c.skill_id == skill, each.c.state == ACTIVE)
+    kind = kind.order_by(each.c.prerelease).limit(1)
+    mine = and_(versions.c.skill_id == skill, versions.c.state == ACTIVE)
+    query = query.where(mine, versions.c.prerelease == kind.scalar_subquery())
+    return query.order_by(versions.c.order_key.desc()).limit(1)
+
+
+_LATEST = newest(select(versions), bindparam("skill_id"))
 _PARENTS = select(versions.c.digest).join(lineage, lineage.c.parent_id == versions.c.id)
 _PARENTS = _PARENTS.where(lineage.c.child_id == bindparam("version_id")).order_by(versions.c.id)
 _CHILDREN = select(versions.c.digest).select_from(

@@ -51,7 +51,7 @@ from sqlalchemy import (
 
 from neuraverse.interface import Interface
 from neuraverse.manifest import SkillManifest, wilson_lower
-from neuraverse.registry.index import BY_ORDER
+from neuraverse.registry.index import newest
 from neuraverse.registry.tables import (
     ACTIVE,
     NETWORK,
@@ -93,14 +93,12 @@ _FOUND_BY = (
     *(versions.c.facets, interfaces.c.id.label("number")),
 )
 _PROVEN_BY = (versions.c.lower, versions.c.n, versions.c.field_n, versions.c.field_successes)
-_LATEST = (
+_LATEST = newest(
     select(versions.c.id, *_FOUND_BY, *_PROVEN_BY)
     .select_from(versions)
     .join(skills)
-    .outerjoin(interfaces, interfaces.c.digest == versions.c.interface)
-    .where(versions.c.skill_id == bindparam("skill"), versions.c.state == ACTIVE)
-    .order_by(*BY_ORDER)
-    .limit(1)
+    .outerjoin(interfaces, interfaces.c.digest == versions.c.interface),
+    bindparam("skill"),
 )
 _LISTED = (
     select(listings, *_FOUND_BY)
