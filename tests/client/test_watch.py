@@ -138,7 +138,7 @@ def test_each_watcher_stops_alone_and_one_thread_looks_after_all(author, robot, 
         reader.until(1)
     until(lambda: len(watching._cutter._readers) == 3)
     assert [t.name for t in threading.enumerate()].count("neuraverse-watch") == 1
-    assert readers[0].end() < 10.0
+    assert readers[0].end() < 2.0
     author.set_alias(NAME, "stable", "1.0.0")
     for reader in readers[1:]:
         reader.until(2)
@@ -154,7 +154,7 @@ def test_an_event_comes_at_once_by_stream(author, robot, published, read):
     begun = time.monotonic()
     author.set_alias(NAME, "stable", "1.0.0")
     reader.until(1)
-    assert time.monotonic() - begun < 10.0  # and not with the next heartbeat
+    assert time.monotonic() - begun < 2.0
 
 
 def test_no_registry_is_told_at_once(tmp_path):

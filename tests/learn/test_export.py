@@ -1,5 +1,7 @@
 """ONNX and safetensors: what ships is what was trained."""
 
+import time
+
 import numpy as np
 import onnx
 import pytest
@@ -63,9 +65,11 @@ def test_onnx_equals_torch_on_a_thousand_inputs(activation):
     assert np.unique(wanted[:, 0]).size > 100, "and many were not"
 
 
-def test_onnx_says_what_it_is():
+def test_onnx_says_what_it_is_and_is_made_quickly():
     policy = trained_like()
+    start = time.perf_counter()
     data = to_onnx(policy, MIXED, SCALE, OFFSET)
+    assert time.perf_counter() - start < 2.0
     model = onnx.load_from_string(data)
     onnx.checker.check_model(model, full_check=True)
     props = {p.key: p.value for p in model.metadata_props}

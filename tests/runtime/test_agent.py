@@ -316,7 +316,7 @@ def test_stop_is_soon(robot, release, offer):
     time.sleep(0.3)
     begun = time.monotonic()
     agent.stop()
-    assert time.monotonic() - begun < 10.0  # and not at the next heartbeat
+    assert time.monotonic() - begun < 3.0
     assert agent.skill is not None
 
 

@@ -78,11 +78,9 @@ MAX_WORDS = 256  # of one skill; further words of its description do not count
 MAX_WORD = 64  # characters; of a longer word these
 _SURE = 10**9  # a bound of one, as whole number
 _TIES = 32  # bits of a rank that settle the order among equals
-_FIRST_STAMPS, _STAMPS = (
-    40,
-    20,
-)  # bits of the first stamp, and of the step to the next one: both are drawn, so
-# that no stamp comes twice where a database is filled anew or loses its last changes under a server
+# Bits of a scope's first stamp, and of each step to the next one. Both are drawn, so that no stamp comes twice
+# where a database is filled anew, or loses its last changes, under a server.
+_FIRST_STAMP, _STEP = 40, 20
 LAST_TIE = (1 << _TIES) - 1
 _BATCH = 500
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
@@ -335,13 +333,11 @@ def _count_change(db: Connection, scope: int, place: int, is_there: bool) -> int
     """Note that something else stands at a place, or that the scope ends before it; the stamp of that."""
     before = db.execute(_SCOPE, {"scope": scope}).one_or_none()
     if before is None:
-        stamp = secrets.randbits(_FIRST_STAMPS)
+        stamp = secrets.randbits(_FIRST_STAMP)
         db.execute(insert(rankings), {"scope": scope, "size": place + is_there, "stamp": stamp})
         return stamp
-    stamp, size = (
-        int(before.stamp) + 1 + secrets.randbits(_STAMPS),
-        max(int(before.size), place + 1) if is_there else place,
-    )
+    stamp = int(before.stamp) + 1 + secrets.randbits(_STEP)
+    size = max(int(before.size), place + 1) if is_there else place
     db.execute(update(rankings).where(rankings.c.scope == scope).values(size=size, stamp=stamp))
     return stamp
 
@@ -390,7 +386,7 @@ def _list(db: Connection, scope: int) -> None:
         .order_by(skills.c.id)
         .limit(BLOCK)
     )
-    after, block, ranks, stamp = 0, 0, set[int](), secrets.randbits(_FIRST_STAMPS)
+    after, block, ranks, stamp = 0, 0, set[int](), secrets.randbits(_FIRST_STAMP)
     while rows := db.execute(query, {"after": after}).all():
         after, first = rows[-1].skill_id, block * BLOCK
         marked: dict[int, list[int]] = {}
