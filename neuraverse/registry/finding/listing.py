@@ -78,7 +78,7 @@ MAX_WORDS = 256  # of one skill; further words of its description do not count
 MAX_WORD = 64  # characters; of a longer word these
 _SURE = 10**9  # a bound of one, as whole number
 _TIES = 32  # bits of a rank that settle the order among equals
-# Bits of a scope's first stamp, and of each step to the next one. Both are drawn, so that no stamp comes twice
+# Bits of a scope's first stamp, and of each step to the next one. Both are drawn, so that none comes twice
 # where a database is filled anew, or loses its last changes, under a server.
 _FIRST_STAMP, _STEP = 40, 20
 LAST_TIE = (1 << _TIES) - 1
